@@ -1,0 +1,196 @@
+"""The settings: one table, from which flags, environment variables and the reference page come.
+
+A setting is read from, strongest first: the command's flag (`--max-queue 64`), the environment
+(`MAINSPRING_MAX_QUEUE=64`), the TOML file named by `--config` or `MAINSPRING_CONFIG`
+(`max_queue = 64`), the default below. Config is frozen after start.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct
+
+from mainspring.errors import BadRequest
+
+__all__ = ["Config", "ModelConfig", "help_of", "load_config"]
+
+GIB = 1 << 30
+
+
+def _setting(text: str, **bounds: Any) -> Meta:
+    return Meta(description=text, **bounds)
+
+
+class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How one model is run. Also the settings' part that every model inherits."""
+
+    quantize: Annotated[
+        str,
+        _setting(
+            "Weights in memory: none keeps bf16; int8 and int4 are faster and smaller; float32 is "
+            "for comparisons.",
+            pattern="^(none|int8|int4|float32)$",
+        ),
+    ] = "none"
+    context: Annotated[
+        int,
+        _setting("Longest prompt plus output in tokens; 0: what the checkpoint says.", ge=0),
+    ] = 0
+    kv_memory: Annotated[
+        int,
+        _setting(
+            "Bytes for the KV cache; 0: enough for max_running sequences, within free memory.",
+            ge=0,
+        ),
+    ] = 0
+    max_running: Annotated[int, _setting("Sequences computed together at most.", ge=1, le=1024)] = (
+        64
+    )
+    max_queue: Annotated[
+        int, _setting("Requests waiting at most; one more is answered 429.", ge=0, le=100_000)
+    ] = 256
+    step_ms: Annotated[
+        float,
+        _setting(
+            "Time budget of an engine step while streams are running, in milliseconds: a long "
+            "prompt is computed in pieces that fit.",
+            ge=1,
+            le=10_000,
+        ),
+    ] = 50.0
+    prefix_cache: Annotated[bool, _setting("Reuse the KV cache of prompts that begin alike.")] = (
+        True
+    )
+    threads: Annotated[
+        int, _setting("Compute threads of a model; 0: one for each core.", ge=0, le=512)
+    ] = 0
+    isa: Annotated[
+        str,
+        _setting(
+            "Instruction set of the kernels: auto, avx512, avx2, portable, or reference (numpy).",
+            pattern="^(auto|avx512|avx2|portable|reference)$",
+        ),
+    ] = "auto"
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A running server's settings."""
+
+    host: Annotated[
+        str, _setting("Address to bind. Other than loopback needs an API key.", min_length=1)
+    ] = "127.0.0.1"
+    port: Annotated[int, _setting("Port to bind; 0 takes a free one.", ge=0, le=65535)] = 8000
+    api_keys: Annotated[
+        tuple[str, ...],
+        _setting(
+            "Keys that clients send as `Authorization: Bearer KEY`. In the environment "
+            "MAINSPRING_API_KEY holds them, separated by commas. Never a flag: the process list "
+            "would show it."
+        ),
+    ] = ()
+    allowed_hosts: Annotated[
+        tuple[str, ...],
+        _setting(
+            "Host headers accepted besides loopback names and `host`; guards a local server "
+            "against DNS rebinding. `*` accepts all."
+        ),
+    ] = ()
+    models: Annotated[
+        tuple[str, ...],
+        _setting("Models to serve: names of `mainspring list`, directories, or NAME=DIRECTORY."),
+    ] = ()
+    home: Annotated[str, _setting("Folder of pulled models.", min_length=1)] = "~/.mainspring"
+    defaults: ModelConfig = ModelConfig()
+    """Settings of every model that is loaded without its own."""
+    template_variables: Annotated[bool, _setting("Let clients send `chat_template_kwargs`.")] = (
+        False
+    )
+    body_limit: Annotated[int, _setting("Largest request body in bytes.", ge=1024, le=GIB)] = (
+        8 << 20
+    )
+    connection_limit: Annotated[int, _setting("Open connections at most.", ge=1)] = 4096
+    header_seconds: Annotated[
+        float, _setting("A request's headers and body must arrive within this time.", gt=0)
+    ] = 30.0
+    write_seconds: Annotated[
+        float,
+        _setting("A client that takes nothing from its stream for this long is dropped.", gt=0),
+    ] = 30.0
+    stall_seconds: Annotated[
+        float,
+        _setting("A Worker with work and no forward progress for this long is restarted.", gt=0),
+    ] = 5.0
+    drain_seconds: Annotated[
+        float, _setting("On SIGTERM, how long running requests may take to end.", ge=0)
+    ] = 30.0
+    log_level: Annotated[
+        str, _setting("debug, info, warning or error.", pattern="^(debug|info|warning|error)$")
+    ] = "info"
+
+
+def help_of(kind: type[Struct]) -> dict[str, str]:
+    """Setting name -> its help text, in table order."""
+    texts: dict[str, str] = {}
+    for field in msgspec.inspect.type_info(kind).fields:  # type: ignore[attr-defined]
+        meta = field.type
+        extra = getattr(meta, "extra_json_schema", None) or {}
+        if extra.get("description"):
+            texts[field.name] = extra["description"]
+    return texts
+
+
+def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for kind, prefix in ((Config, ()), (ModelConfig, ("defaults",))):
+        for name in help_of(kind):
+            variable = "MAINSPRING_API_KEY" if name == "api_keys" else f"MAINSPRING_{name.upper()}"
+            if not (text := environ.get(variable, "")):
+                continue
+            value: Any = text
+            if name in {"api_keys", "allowed_hosts", "models"}:
+                value = [part.strip() for part in text.split(",") if part.strip()]
+            target = found.setdefault(prefix[0], {}) if prefix else found
+            target[name] = value
+    return found
+
+
+def _merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def load_config(
+    flags: Mapping[str, Any] | None = None,
+    *,
+    file: str | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> Config:
+    """The frozen Config from flags, environment, file and defaults, strongest first.
+
+    `flags` may nest model settings under `defaults`. Raises BadRequest naming the setting.
+    """
+    values: dict[str, Any] = {}
+    if path := file or environ.get("MAINSPRING_CONFIG"):
+        try:
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise BadRequest(f"cannot read the config file {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadRequest(f"{path} is not valid TOML: {error}") from error
+    values = _merge(values, _from_environment(environ))
+    values = _merge(values, flags or {})
+    try:
+        return msgspec.convert(values, Config, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadRequest(f"setting {error}") from error

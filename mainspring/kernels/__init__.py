@@ -1,0 +1,219 @@
+"""The numeric operations that an Architecture calls, and the choice of who computes them.
+
+One `Kernels` object is one device (and, on the CPU, one instruction set and one thread pool). It
+is chosen once at start and passed down; nothing here is global. Arrays are opaque to the caller:
+numpy on the CPU. `mainspring.kernels.reference` is the slow oracle that every other form equals
+within the tolerances of `tests/unit/kernels`.
+
+**Batch invariance.** Every operation works on rows (one row = one token of one sequence), and a
+row's result depends on that row alone, bit for bit: not on the number of rows, their order, the
+number of threads, or how a prompt was cut into chunks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "BLOCK",
+    "Array",
+    "Cache",
+    "Format",
+    "Kernels",
+    "Weight",
+    "load_kernels",
+]
+
+BLOCK = 32
+"""Tokens in a block of the KV cache."""
+
+Array = npt.NDArray[Any]
+Format = Literal["float32", "bf16", "int8", "int4"]
+
+
+class Weight(Protocol):
+    """A matrix [n, k] packed for `Kernels.linear`, with an optional bias [n]."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def format(self) -> Format: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+class Cache(Protocol):
+    """The paged KV cache of all layers: `blocks` blocks of BLOCK tokens each."""
+
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+
+@runtime_checkable
+class Kernels(Protocol):
+    """One device's operations. Activations are float32, C-contiguous, [rows, width]."""
+
+    @property
+    def name(self) -> str:
+        """avx512, avx2, portable or reference"""
+        ...
+
+    @property
+    def threads(self) -> int: ...
+
+    # Weights ------------------------------------------------------------------------------------
+
+    def weight(self, matrix: Array, bias: Array | None = None, *, format: Format) -> Weight:
+        """Pack `matrix` [n, k] (float32, float16, or bfloat16 as uint16 bits).
+
+        float32 and bf16 keep (or round to) that type. int8 is symmetric with one float32 scale
+        for each group of 128 along k of every output row; int4 is symmetric with groups of 32.
+        The last group may be short. `bias` [n] is kept in float32.
+        """
+        ...
+
+    def linear(self, x: Array, weight: Weight) -> Array:
+        """x [rows, k] -> [rows, n]: x @ matrix.T + bias, accumulated in float32.
+
+        bf16 rounds x to bfloat16. int8 and int4 quantize each row of x to int8 with one scale
+        for each group of 128 along k (symmetric, round half to even), multiply exactly in int32
+        within a group and sum the groups in order in float32.
+        """
+        ...
+
+    def embedding(self, ids: Array, weight: Weight) -> Array:
+        """ids int32 [rows] -> the matrix's rows, dequantized: float32 [rows, k]."""
+        ...
+
+    # Rows ---------------------------------------------------------------------------------------
+
+    def rms_norm(self, x: Array, gain: Array, eps: float, *, add: Array | None = None) -> Array:
+        """Root-mean-square norm of each row, times `gain` [width]. New array.
+
+        With `add`, first x += add in place (the residual stream), then the norm of the sum.
+        """
+        ...
+
+    def head_norm(self, x: Array, gain: Array, eps: float, *, first: int, heads: int) -> None:
+        """RMS norm in place of heads first..first+heads-1 of each row.
+
+        A head is `len(gain)` wide; x is [rows, >= (first + heads) * head].
+        """
+        ...
+
+    def rope(self, x: Array, table: Array, positions: Array, *, heads: int, head: int) -> None:
+        """Rotary embedding in place of the first `heads` heads (each `head` wide) of each row.
+
+        `table` float32 [max_position, 2, r/2] holds cosines and sines; r <= head leading numbers
+        of a head are rotated as halves (x1, x2) -> (x1 c - x2 s, x2 c + x1 s). `positions` int32
+        [rows].
+        """
+        ...
+
+    def gated(self, x: Array, activation: Literal["silu", "gelu_tanh"]) -> Array:
+        """x [rows, 2 w] = gate | up -> activation(gate) * up, [rows, w]."""
+        ...
+
+    def softcap(self, x: Array, cap: float) -> None:
+        """x = cap * tanh(x / cap), in place."""
+        ...
+
+    # Attention ----------------------------------------------------------------------------------
+
+    def cache(
+        self, layers: int, blocks: int, heads: int, head: int, dtype: Literal["float32", "bf16"]
+    ) -> Cache:
+        """A KV cache for `heads` key-value heads of width `head`. Memory is touched on use."""
+        ...
+
+    def attention(
+        self,
+        qkv: Array,
+        cache: Cache,
+        layer: int,
+        starts: Array,
+        lengths: Array,
+        tables: Array,
+        *,
+        heads: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> Array:
+        """Store new keys and values, then causal attention over each sequence's cached context.
+
+        qkv     [rows, (heads + 2 kv) * head], the heads of q, then of k, then of v
+        starts  int32 [sequences + 1]: rows starts[s]..starts[s+1]-1 are sequence s's new tokens
+        lengths int32 [sequences]: context length after the new tokens; the first new token's
+                position is lengths[s] - (starts[s+1] - starts[s])
+        tables  int32 [sequences, >= ceil(length / BLOCK)]: block ids in order of position
+        window  a token sees itself and window - 1 before it; 0: all
+        softcap > 0: scores = softcap * tanh(scores / softcap), before the mask
+
+        Returns [rows, heads * head]. Online softmax over blocks in order of position, so that a
+        row's result does not depend on how its context was cut.
+        """
+        ...
+
+    # Choosing tokens ----------------------------------------------------------------------------
+
+    def sample(
+        self,
+        logits: Array,
+        temperature: Array,
+        top_k: Array,
+        top_p: Array,
+        min_p: Array,
+        uniform: Array,
+    ) -> Array:
+        """One token id int32 for each row of logits [rows, vocabulary].
+
+        temperature 0: the likeliest (lowest id of equals). Otherwise softmax(logits/temperature),
+        keep top_k (0: all), then of those the smallest head with probability >= top_p, then those
+        >= min_p of the likeliest; the tokens in order (probability down, id up) are walked until
+        `uniform` [rows], float64 in [0, 1), of the kept probability is reached. top_k is int32,
+        the other parameters float32, all [rows]. A row without any finite likeliest logit gives -1.
+        """
+        ...
+
+    def log_probabilities(self, logits: Array, ids: Array, top: int) -> tuple[Array, Array, Array]:
+        """Of each row's log-softmax: (value of ids[row], ids of the `top` likeliest, their values).
+
+        Shapes [rows], [rows, top] int32, [rows, top]; best first, lower id first of equals.
+        """
+        ...
+
+
+def load_kernels(isa: str = "auto", threads: int = 0) -> Kernels:
+    """The Kernels for this machine.
+
+    `isa` is auto (the best this CPU has), avx512, avx2, portable, or reference (numpy, slow);
+    `threads` 0 is one for each core this process may use. Raises BadRequest when the CPU lacks
+    the instruction set.
+    """
+    if isa == "reference":
+        from mainspring.kernels.reference import ReferenceKernels
+
+        return ReferenceKernels()
+    from mainspring.kernels.cpu import load_cpu_kernels
+
+    return load_cpu_kernels(isa, threads)
+
+
+def bf16_bits(x: Array) -> Array:
+    """float32 -> bfloat16 as uint16 bits, round to nearest even; NaN stays NaN."""
+    bits = np.ascontiguousarray(x, np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def bf16_values(bits: Array) -> Array:
+    """bfloat16 as uint16 bits -> float32, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,244 @@
+"""The Kernels in numpy: slow, plain, and what every other form is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from mainspring.kernels import BLOCK, Array, Cache, Format, Weight, bf16_bits, bf16_values
+
+__all__ = ["ReferenceKernels"]
+
+ACTIVATION_GROUP = 128
+GROUP: dict[Format, int] = {"int8": 128, "int4": 32}
+LIMIT: dict[Format, int] = {"int8": 127, "int4": 7}
+
+
+@dataclass(frozen=True)
+class ReferenceWeight:
+    """`values` are floats (float32, bf16) or the integers of a quantized matrix."""
+
+    values: Array  # [n, k]
+    scales: Array  # [n, groups]; empty for float formats
+    bias: Array | None
+    format: Format
+
+    @property
+    def n(self) -> int:
+        return int(self.values.shape[0])
+
+    @property
+    def k(self) -> int:
+        return int(self.values.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + self.scales.nbytes
+
+    def matrix(self) -> Array:
+        """The dequantized matrix, float32 [n, k]."""
+        if not self.scales.size:
+            return self.values
+        return self.values * np.repeat(self.scales, GROUP[self.format], axis=1)[:, : self.k]
+
+
+@dataclass(frozen=True)
+class ReferenceCache:
+    keys: Array  # [layers, blocks, BLOCK, heads, head]
+    values: Array
+    dtype: str
+
+    @property
+    def blocks(self) -> int:
+        return int(self.keys.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def rounded(self, x: Array) -> Array:
+        return bf16_values(bf16_bits(x)) if self.dtype == "bf16" else x
+
+
+def _float(matrix: Array) -> Array:
+    if matrix.dtype == np.uint16:
+        return bf16_values(matrix)
+    return np.ascontiguousarray(matrix, np.float32)
+
+
+def _quantize(x: Array, group: int, limit: int) -> tuple[Array, Array]:
+    """Symmetric integers (as float32) [rows, k] and scales [rows, groups]."""
+    rows, k = x.shape
+    groups = -(-k // group)
+    padded = np.zeros((rows, groups * group), np.float32)
+    padded[:, :k] = x
+    cut = padded.reshape(rows, groups, group)
+    scales = (np.abs(cut).max(axis=2) / np.float32(limit)).astype(np.float32)
+    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
+    integers = np.clip(np.rint(cut * inverse[:, :, None]), -limit, limit)
+    return integers.reshape(rows, -1)[:, :k].astype(np.float32), scales
+
+
+class ReferenceKernels:
+    """See `mainspring.kernels.Kernels` for what each method does."""
+
+    name = "reference"
+    threads = 1
+
+    def weight(self, matrix: Array, bias: Array | None = None, *, format: Format) -> Weight:
+        values = _float(matrix)
+        scales = np.empty((0, 0), np.float32)
+        if format == "bf16":
+            values = bf16_values(bf16_bits(values))
+        elif format != "float32":
+            values, scales = _quantize(values, GROUP[format], LIMIT[format])
+        return ReferenceWeight(values, scales, None if bias is None else _float(bias), format)
+
+    def linear(self, x: Array, weight: Weight) -> Array:
+        w = cast(ReferenceWeight, weight)
+        if w.format == "bf16":
+            x = bf16_values(bf16_bits(x))
+        if not w.scales.size:
+            y = np.stack([row @ w.values.T for row in x]) if len(x) else np.empty((0, w.n))
+            y = y.astype(np.float32)
+        else:
+            y = self._quantized_linear(x, w)
+        return y if w.bias is None else y + w.bias
+
+    def _quantized_linear(self, x: Array, w: ReferenceWeight) -> Array:
+        integers, scales = _quantize(x, ACTIVATION_GROUP, 127)
+        y = np.zeros((len(x), w.n), np.float32)
+        step = GROUP[w.format]
+        for g, start in enumerate(range(0, w.k, step)):
+            part = slice(start, start + step)
+            exact = integers[:, part].astype(np.float64) @ w.values[:, part].T.astype(np.float64)
+            scale = scales[:, start // ACTIVATION_GROUP, None] * w.scales[None, :, g]
+            y += exact.astype(np.float32) * scale
+        return y
+
+    def embedding(self, ids: Array, weight: Weight) -> Array:
+        return np.ascontiguousarray(cast(ReferenceWeight, weight).matrix()[ids])
+
+    def rms_norm(self, x: Array, gain: Array, eps: float, *, add: Array | None = None) -> Array:
+        if add is not None:
+            x += add
+        mean = np.mean(x * x, axis=-1, keepdims=True, dtype=np.float32)
+        return (x / np.sqrt(mean + np.float32(eps)) * gain).astype(np.float32)
+
+    def head_norm(self, x: Array, gain: Array, eps: float, *, first: int, heads: int) -> None:
+        head = len(gain)
+        part = x[:, first * head : (first + heads) * head]
+        part[:] = self.rms_norm(part.reshape(-1, head), gain, eps).reshape(part.shape)
+
+    def rope(self, x: Array, table: Array, positions: Array, *, heads: int, head: int) -> None:
+        half = table.shape[2]
+        cosines, sines = table[positions, 0, None, :], table[positions, 1, None, :]
+        part = x[:, : heads * head].reshape(len(x), heads, head)
+        first, second = part[:, :, :half].copy(), part[:, :, half : 2 * half].copy()
+        part[:, :, :half] = first * cosines - second * sines
+        part[:, :, half : 2 * half] = second * cosines + first * sines
+        x[:, : heads * head] = part.reshape(len(x), -1)
+
+    def gated(self, x: Array, activation: Literal["silu", "gelu_tanh"]) -> Array:
+        gate, up = np.split(x, 2, axis=1)
+        if activation == "silu":
+            with np.errstate(over="ignore"):
+                return (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+        inner = np.float32(np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
+        return (np.float32(0.5) * gate * (1 + np.tanh(inner)) * up).astype(np.float32)
+
+    def softcap(self, x: Array, cap: float) -> None:
+        x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
+
+    def cache(
+        self, layers: int, blocks: int, heads: int, head: int, dtype: Literal["float32", "bf16"]
+    ) -> Cache:
+        shape = (layers, blocks, BLOCK, heads, head)
+        return ReferenceCache(np.zeros(shape, np.float32), np.zeros(shape, np.float32), dtype)
+
+    def attention(
+        self,
+        qkv: Array,
+        cache: Cache,
+        layer: int,
+        starts: Array,
+        lengths: Array,
+        tables: Array,
+        *,
+        heads: int,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> Array:
+        store = cast(ReferenceCache, cache)
+        kv, head = store.keys.shape[3:]
+        rows = qkv.reshape(len(qkv), heads + 2 * kv, head)
+        out = np.empty((len(qkv), heads * head), np.float32)
+        for s, length in enumerate(lengths.tolist()):
+            new = slice(int(starts[s]), int(starts[s + 1]))
+            positions = np.arange(length - (new.stop - new.start), length)
+            blocks, offsets = tables[s][positions // BLOCK], positions % BLOCK
+            store.keys[layer, blocks, offsets] = store.rounded(rows[new, heads : heads + kv])
+            store.values[layer, blocks, offsets] = store.rounded(rows[new, heads + kv :])
+            used = tables[s][: -(-length // BLOCK)]
+            keys = store.keys[layer, used].reshape(-1, kv, head)[:length]
+            values = store.values[layer, used].reshape(-1, kv, head)[:length]
+            for row, position in zip(range(new.start, new.stop), positions.tolist(), strict=True):
+                first = max(0, position + 1 - window) if window else 0
+                seen = slice(first, position + 1)
+                query = rows[row, :heads].reshape(kv, heads // kv, head)
+                scores = np.einsum("hgd,thd->hgt", query, keys[seen]) * np.float32(scale)
+                if softcap:
+                    scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
+                weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+                weights /= weights.sum(axis=-1, keepdims=True)
+                out[row] = np.einsum("hgt,thd->hgd", weights, values[seen]).reshape(-1)
+        return out
+
+    def sample(
+        self,
+        logits: Array,
+        temperature: Array,
+        top_k: Array,
+        top_p: Array,
+        min_p: Array,
+        uniform: Array,
+    ) -> Array:
+        chosen = np.empty(len(logits), np.int32)
+        for row, values in enumerate(logits):
+            best = int(np.argmax(values))
+            if not np.isfinite(values[best]):
+                chosen[row] = -1
+            elif temperature[row] == 0:
+                chosen[row] = best
+            else:
+                chosen[row] = self._draw(
+                    values / temperature[row], top_k[row], top_p[row], min_p[row], uniform[row]
+                )
+        return chosen
+
+    @staticmethod
+    def _draw(scaled: Array, top_k: int, top_p: float, min_p: float, uniform: float) -> Any:
+        order = np.argsort(-scaled, kind="stable")
+        if top_k:
+            order = order[:top_k]
+        p = np.exp((scaled[order] - scaled[order[0]]).astype(np.float64))
+        if top_p < 1:
+            total = np.cumsum(p)
+            keep = int(np.searchsorted(total, np.float64(top_p) * total[-1], side="left")) + 1
+            order, p = order[:keep], p[:keep]
+        keep = int(np.count_nonzero(p >= min_p))
+        order, p = order[:keep], p[:keep]
+        total = np.cumsum(p)
+        index = np.searchsorted(total, uniform * total[-1], side="right")
+        return order[min(int(index), len(order) - 1)]
+
+    def log_probabilities(self, logits: Array, ids: Array, top: int) -> tuple[Array, Array, Array]:
+        x = logits.astype(np.float64)
+        peak = x.max(axis=1, keepdims=True)
+        logs = (x - peak - np.log(np.exp(x - peak).sum(axis=1, keepdims=True))).astype(np.float32)
+        best = np.argsort(-logits, axis=1, kind="stable")[:, :top].astype(np.int32)
+        rows = np.arange(len(logits))
+        return logs[rows, ids], best, np.take_along_axis(logs, best, axis=1)
