@@ -1,0 +1,59 @@
+# The commands of the README. `make run` and `make test` are all a newcomer needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml CMakeLists.txt $(shell find native -type f 2>/dev/null)
+
+.PHONY: run test check bench bench-peer parity guide soak clean
+
+$(VENV)/.installed: $(SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch $@
+
+run: $(VENV)/.installed  ## install and serve the embedded model on 127.0.0.1:8000
+	$(BIN)/mainspring serve
+
+test: $(VENV)/.installed-dev  ## all tests, in parallel, without torch
+	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+check: $(VENV)/.installed-dev  ## style, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+# The slow forms. torch is a test's oracle here, never a dependency of the package.
+.venv-parity/.installed:
+	$(PYTHON) -m venv .venv-parity
+	.venv-parity/bin/python -m pip install --quiet torch==2.13.0
+	.venv-parity/bin/python -m pip install --quiet transformers pytest pytest-timeout
+	.venv-parity/bin/python -m pip install --quiet -e .
+	@touch $@
+
+parity: .venv-parity/.installed  ## every family against the live transformers library
+	.venv-parity/bin/python -m pytest -m slow tests/parity
+
+soak: $(VENV)/.installed-dev  ## the long forms of all other tests
+	$(BIN)/python -m pytest -m slow --ignore tests/parity
+
+guide: .venv-parity/.installed  ## train the embedded model again
+	.venv-parity/bin/python -m training.train
+
+.venv-bench/.installed:
+	$(PYTHON) -m venv .venv-bench
+	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-bench/bin/python -m pip install --no-binary llama-cpp-python llama-cpp-python gguf
+	@touch $@
+
+bench-peer: .venv-bench/.installed
+
+bench: $(VENV)/.installed bench-peer  ## the engine against llama.cpp on this machine
+	$(BIN)/python benchmarks/engine.py --save
+
+clean:
+	rm -rf build dist $(VENV) .venv-parity .venv-bench

@@ -1,0 +1,182 @@
+"""llama.cpp through llama-cpp-python, as its users run it: random weights in a GGUF file.
+
+Greedy choice is numpy's argmax over the logits, which is cheaper than llama.cpp's own sampler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import gguf
+import llama_cpp as lc
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from benchmarks.shapes import SHAPES
+from benchmarks.sides import answer, resident_mb
+
+TYPES = {
+    "int8": gguf.GGMLQuantizationType.Q8_0,
+    "int4": gguf.GGMLQuantizationType.Q4_0,
+    "bf16": gguf.GGMLQuantizationType.BF16,
+}
+
+
+def write_gguf(path: Path, shape: dict[str, Any], precision: str) -> None:
+    """A GGUF file of random weights: one quantized million repeated, norms of one."""
+    arch = shape["model_type"]
+    writer = gguf.GGUFWriter(path, arch)
+    heads, kv = shape["num_attention_heads"], shape["num_key_value_heads"]
+    hidden, inner = shape["hidden_size"], shape["intermediate_size"]
+    head = shape.get("head_dim") or hidden // heads
+    vocabulary = shape["vocab_size"]
+    writer.add_context_length(shape["max_position_embeddings"])
+    writer.add_embedding_length(hidden)
+    writer.add_block_count(shape["num_hidden_layers"])
+    writer.add_feed_forward_length(inner)
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv)
+    writer.add_rope_dimension_count(head)
+    writer.add_layer_norm_rms_eps(shape["rms_norm_eps"])
+    writer.add_rope_freq_base(shape["rope_theta"])
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([f"t{i}" for i in range(vocabulary)])
+    writer.add_token_types([1] * vocabulary)
+    writer.add_token_merges(["t 1"])
+    writer.add_eos_token_id(0)
+
+    values = np.random.default_rng(0).standard_normal(1 << 20).astype(np.float32) * 0.02
+    blocks = {
+        kind: gguf.quants.quantize(values.reshape(-1, 1 << 10), kind)
+        for kind in {TYPES[precision], gguf.GGMLQuantizationType.Q8_0}
+    }
+
+    def matrix(name: str, n: int, k: int, kind: gguf.GGMLQuantizationType) -> None:
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        row = k // block * size
+        data = np.resize(blocks[kind].view(np.uint8).reshape(-1), n * row).reshape(n, row)
+        writer.add_tensor(f"{name}.weight", data, raw_dtype=kind)
+
+    def vector(name: str, n: int, value: float = 1.0) -> None:
+        writer.add_tensor(name, np.full(n, value, np.float32))
+
+    kind = TYPES[precision]
+    # llama.cpp's own quantizer keeps a tied embedding in 8 bits when the rest is Q4_0.
+    embedding = gguf.GGMLQuantizationType.Q8_0 if precision == "int4" else kind
+    matrix("token_embd", vocabulary, hidden, embedding)
+    vector("output_norm.weight", hidden)
+    for i in range(shape["num_hidden_layers"]):
+        b = f"blk.{i}"
+        vector(f"{b}.attn_norm.weight", hidden)
+        vector(f"{b}.ffn_norm.weight", hidden)
+        for name, n in (("attn_q", heads * head), ("attn_k", kv * head), ("attn_v", kv * head)):
+            matrix(f"{b}.{name}", n, hidden, kind)
+            if arch == "qwen2":
+                vector(f"{b}.{name}.bias", n, 0.0)
+        matrix(f"{b}.attn_output", hidden, heads * head, kind)
+        matrix(f"{b}.ffn_gate", inner, hidden, kind)
+        matrix(f"{b}.ffn_up", inner, hidden, kind)
+        matrix(f"{b}.ffn_down", hidden, inner, kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+class Llama:
+    """One loaded model; a context is made for each measurement."""
+
+    def __init__(self, path: Path, threads: int) -> None:
+        lc.llama_backend_init()
+        quiet = lc.llama_log_callback(lambda *_: None)
+        lc.llama_log_set(quiet, ctypes.c_void_p(0))
+        self._keep = quiet
+        self.threads = threads
+        self.model = lc.llama_model_load_from_file(
+            str(path).encode(), lc.llama_model_default_params()
+        )
+        self.vocabulary = lc.llama_vocab_n_tokens(lc.llama_model_get_vocab(self.model))
+
+    def context(self, sequences: int, length: int) -> Any:
+        params = lc.llama_context_default_params()
+        params.n_ctx = (length + 32) * sequences
+        params.n_seq_max = sequences
+        params.n_batch = 2048
+        params.n_ubatch = 512
+        params.n_threads = params.n_threads_batch = self.threads
+        return lc.llama_init_from_model(self.model, params)
+
+    def decode(self, context: Any, rows: list[tuple[int, int, int, bool]]) -> list[int]:
+        """Run rows of (token, position, sequence, wants logits); the greedy choice of those."""
+        chosen: list[int] = []
+        for start in range(0, len(rows), 2048):
+            part = rows[start : start + 2048]
+            batch = lc.llama_batch_init(len(part), 0, 1)
+            batch.n_tokens = len(part)
+            for i, (token, position, sequence, wanted) in enumerate(part):
+                batch.token[i] = token
+                batch.pos[i] = position
+                batch.n_seq_id[i] = 1
+                batch.seq_id[i][0] = sequence
+                batch.logits[i] = wanted
+            if status := lc.llama_decode(context, batch):
+                raise RuntimeError(f"llama_decode returned {status}")
+            for i, row in enumerate(part):
+                if row[3]:
+                    logits = lc.llama_get_logits_ith(context, i)
+                    chosen.append(
+                        int(np.argmax(np.ctypeslib.as_array(logits, (self.vocabulary,))))
+                    )
+            lc.llama_batch_free(batch)
+        return chosen
+
+    def batch(self, sequences: int, prompt: int, output: int) -> dict[str, Any]:
+        """`sequences` prompts of random tokens to `output` tokens each, together."""
+        rng = np.random.default_rng(1)
+        prompts = rng.integers(1, self.vocabulary, (sequences, prompt)).tolist()
+        context = self.context(sequences, prompt + output)
+        begin = time.perf_counter()
+        rows = [
+            (token, position, s, position == prompt - 1)
+            for s in range(sequences)
+            for position, token in enumerate(prompts[s])
+        ]
+        tokens = self.decode(context, rows)
+        first = time.perf_counter()
+        for position in range(prompt, prompt + output - 1):
+            tokens = self.decode(
+                context, [(tokens[s], position, s, True) for s in range(sequences)]
+            )
+        end = time.perf_counter()
+        resident = resident_mb()
+        lc.llama_free(context)
+        return {
+            "prefill_tokens_per_second": sequences * prompt / (first - begin),
+            "decode_tokens_per_second": sequences * (output - 1) / max(end - first, 1e-9),
+            "output_tokens_per_second": sequences * output / (end - begin),
+            "resident_mb": resident,
+        }
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.gguf"
+        write_gguf(path, SHAPES[options["shape"]], options["precision"])
+        llama = Llama(path, options["threads"])
+        about = {
+            "engine": "llama.cpp",
+            "version": f"llama-cpp-python {lc.__version__}",
+            "precision": TYPES[options["precision"]].name,
+            "system": lc.llama_print_system_info().decode(),
+        }
+        answer(about, {"batch": llama.batch})
+
+
+main()
