@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.sides import Side
 from mainspring.kernels.cpu import probe
+
+from benchmarks.sides import Side
 
 ROOT = Path(__file__).parents[1]
 # (cell, precision, sequences, prompt, output, the figure that is compared)
@@ -70,7 +71,10 @@ def compare(
         if not cells:
             continue
         options = {"shape": shape, "precision": precision, "threads": threads}
-        ours, theirs = Side(sys.executable, "ours.py", **options), Side(peer, "llamacpp.py", **options)
+        ours, theirs = (
+            Side(sys.executable, "ours.py", **options),
+            Side(peer, "llamacpp.py", **options),
+        )
         try:
             for cell, _, sequences, prompt, output, figure in cells:
                 row: dict[str, Any] = {

@@ -130,9 +130,7 @@ class Llama:
             for i, row in enumerate(part):
                 if row[3]:
                     logits = lc.llama_get_logits_ith(context, i)
-                    chosen.append(
-                        int(np.argmax(np.ctypeslib.as_array(logits, (self.vocabulary,))))
-                    )
+                    chosen.append(int(np.argmax(np.ctypeslib.as_array(logits, (self.vocabulary,)))))
             lc.llama_batch_free(batch)
         return chosen
 
