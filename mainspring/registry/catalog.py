@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mainspring.errors import BadRequest, ModelError
-from mainspring.registry.manifest import Manifest, read_manifest
+from mainspring.registry.manifest import MANIFEST, Manifest, read_manifest
 
 __all__ = ["Catalog", "Entry", "check_name", "is_name"]
 
@@ -35,7 +35,10 @@ def is_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One model of the home. `manifest` is None for a directory that someone put there."""
+    """One model of the home. `manifest` is None for a directory that someone put there.
+
+    `path` holds the checkpoint: of a linked model, its source directory.
+    """
 
     name: str
     path: Path
@@ -62,16 +65,23 @@ class Catalog:
         if not self.models.is_dir():
             return []
         names = (path.name.replace("--", "/", 1) for path in self.models.iterdir() if path.is_dir())
-        return sorted(name for name in names if is_name(name) and (self.path(name) in self))
+        return sorted(name for name in names if name in self)
 
-    def __contains__(self, path: Path) -> bool:
-        return (path / "config.json").is_file()
+    def __contains__(self, name: str) -> bool:
+        if not is_name(name):
+            return False
+        path = self.path(name)
+        return (path / MANIFEST).exists() or (path / "config.json").is_file()
 
     def get(self, name: str) -> Entry | None:
         """The entry of that name. Raises ModelError when its manifest cannot be read."""
-        if not is_name(name) or (path := self.path(name)) not in self:
+        if name not in self:
             return None
-        return Entry(name, path, read_manifest(path))
+        path = self.path(name)
+        manifest = read_manifest(path)
+        if manifest is not None and manifest.linked:
+            return Entry(name, Path(manifest.source), manifest)
+        return Entry(name, path, manifest)
 
     def put(self, name: str, built: Path) -> Path:
         """Move the finished directory `built` (under `partial`) to its place, over an older one."""
@@ -90,8 +100,9 @@ class Catalog:
 
     def remove(self, name: str) -> int:
         """Delete the model and return how many bytes it had. Raises ModelError if it is absent."""
-        if (path := self.path(name)) not in self:
+        if name not in self:
             raise ModelError(f"model {name!r} is not in {self.models}")
+        path = self.path(name)
         size = sum(f.lstat().st_size for f in path.iterdir() if f.is_file())
         if path.is_symlink():
             path.unlink()

@@ -43,7 +43,7 @@ class Manifest(Struct, frozen=True, kw_only=True):
     pulled: str
     """RFC 3339, UTC"""
     linked: bool = False
-    """The files are links to the source directory."""
+    """The files stay in the directory `source`; here is only this manifest."""
     files: tuple[ManifestFile, ...]
 
     @property

@@ -65,8 +65,9 @@ def _digest(entry: Entry) -> str:
     if entry.manifest is None:
         return ""
     if damage := entry.manifest.damage(entry.path):
+        what = "differs from what was linked" if entry.manifest.linked else "is damaged"
         raise ModelError(
-            f"model {entry.name!r} is damaged ({damage[0]}): "
+            f"model {entry.name!r} {what} ({damage[0]}): "
             f"`mainspring rm {entry.name}` and pull it again"
         )
     return entry.manifest.digest
