@@ -1,0 +1,95 @@
+"""Self-attention with its projections, over the paged cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mainspring.engine.batch import Batch
+from mainspring.engine.layers.rope import Rope
+from mainspring.engine.source import Source
+from mainspring.kernels import Array, Cache, Kernels, Weight
+
+__all__ = ["Attention"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attention:
+    """One layer's attention: qkv product, head norms, rope, attention, output product."""
+
+    kernels: Kernels
+    layer: int
+    qkv: Weight
+    output: Weight
+    rope: Rope
+    heads: int
+    kv_heads: int
+    head: int
+    scale: float
+    eps: float
+    window: int = 0
+    """a token sees itself and window - 1 before it; 0: all"""
+    softcap: float = 0.0
+    q_norm: Array | None = None
+    k_norm: Array | None = None
+
+    @classmethod
+    def load(
+        cls,
+        source: Source,
+        layer: int,
+        rope: Rope,
+        *,
+        qkv_names: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
+        qkv_bias: bool = False,
+        output_bias: bool = False,
+        window: int = 0,
+        scale: float = 0.0,
+        softcap: float = 0.0,
+        head_norms: tuple[Array, Array] | None = None,
+    ) -> Attention:
+        """The tensors of `model.layers.{layer}.self_attn`. One of `qkv_names`: stored fused."""
+        sizes = source.sizes
+        prefix = f"model.layers.{layer}.self_attn."
+        q, kv = sizes.heads * sizes.head, sizes.kv_heads * sizes.head
+        rows = (q, kv, kv) if len(qkv_names) == 3 else (q + 2 * kv,)
+        names = [prefix + name for name in qkv_names]
+        return cls(
+            kernels=source.kernels,
+            layer=layer,
+            qkv=source.weight(names, rows, sizes.hidden, bias=qkv_bias),
+            output=source.weight([prefix + "o_proj"], (sizes.hidden,), q, bias=output_bias),
+            rope=rope,
+            heads=sizes.heads,
+            kv_heads=sizes.kv_heads,
+            head=sizes.head,
+            scale=scale or sizes.head**-0.5,
+            eps=sizes.eps,
+            window=window,
+            softcap=softcap,
+            q_norm=head_norms[0] if head_norms else None,
+            k_norm=head_norms[1] if head_norms else None,
+        )
+
+    def __call__(self, x: Array, batch: Batch, cache: Cache) -> Array:
+        """x [rows, hidden] -> [rows, hidden]; the rows' keys and values are stored in `cache`."""
+        k, heads = self.kernels, self.heads
+        qkv = k.linear(x, self.qkv)
+        if self.q_norm is not None and self.k_norm is not None:
+            k.head_norm(qkv, self.q_norm, self.eps, first=0, heads=heads)
+            k.head_norm(qkv, self.k_norm, self.eps, first=heads, heads=self.kv_heads)
+        rotated = heads + self.kv_heads
+        k.rope(qkv, self.rope.table, batch.positions, heads=rotated, head=self.head)
+        mixed = k.attention(
+            qkv,
+            cache,
+            self.layer,
+            batch.starts,
+            batch.lengths,
+            batch.tables,
+            heads=heads,
+            scale=self.scale,
+            window=self.window,
+            softcap=self.softcap,
+        )
+        return k.linear(mixed, self.output)

@@ -1,0 +1,85 @@
+"""The layer of a decoder: attention and feed-forward around a residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from mainspring.engine.batch import Batch
+from mainspring.engine.layers.attention import Attention
+from mainspring.engine.source import Source
+from mainspring.kernels import Array, Cache, Kernels
+
+__all__ = ["Block", "Mixer", "PreNormBlock", "SandwichBlock"]
+
+
+class Mixer(Protocol):
+    """What follows attention: a feed-forward layer or a mixture of experts."""
+
+    def __call__(self, x: Array) -> Array:
+        """[rows, hidden] -> [rows, hidden]"""
+        ...
+
+
+class Block(Protocol):
+    def __call__(self, x: Array, add: Array | None, batch: Batch, cache: Cache) -> Array:
+        """One layer over the residual stream `x` [rows, hidden], which is changed in place.
+
+        `add` is what the layer before left to be added to `x`; the result is what this one does.
+        So each addition is fused with the norm after it.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PreNormBlock:
+    """norm, attention, add; norm, feed-forward, add: llama and most after it."""
+
+    kernels: Kernels
+    eps: float
+    attention_norm: Array
+    attention: Attention
+    mixer_norm: Array
+    mixer: Mixer
+
+    @classmethod
+    def load(cls, source: Source, attention: Attention, mixer: Mixer) -> PreNormBlock:
+        hidden, prefix = source.sizes.hidden, f"model.layers.{attention.layer}."
+        return cls(
+            source.kernels,
+            source.sizes.eps,
+            source.vector(prefix + "input_layernorm.weight", hidden),
+            attention,
+            source.vector(prefix + "post_attention_layernorm.weight", hidden),
+            mixer,
+        )
+
+    def __call__(self, x: Array, add: Array | None, batch: Batch, cache: Cache) -> Array:
+        k = self.kernels
+        y = k.rms_norm(x, self.attention_norm, self.eps, add=add)
+        y = self.attention(y, batch, cache)
+        y = k.rms_norm(x, self.mixer_norm, self.eps, add=y)
+        return self.mixer(y)
+
+
+@dataclass(frozen=True, slots=True)
+class SandwichBlock:
+    """As PreNormBlock, with a norm after attention and after feed-forward too: gemma 2 and 3."""
+
+    kernels: Kernels
+    eps: float
+    attention_norm: Array
+    attention: Attention
+    attended_norm: Array
+    mixer_norm: Array
+    mixer: Mixer
+    mixed_norm: Array
+
+    def __call__(self, x: Array, add: Array | None, batch: Batch, cache: Cache) -> Array:
+        k = self.kernels
+        y = k.rms_norm(x, self.attention_norm, self.eps, add=add)
+        y = self.attention(y, batch, cache)
+        y = k.rms_norm(y, self.attended_norm, self.eps)
+        y = k.rms_norm(x, self.mixer_norm, self.eps, add=y)
+        y = self.mixer(y)
+        return k.rms_norm(y, self.mixed_norm, self.eps)

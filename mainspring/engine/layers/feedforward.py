@@ -1,0 +1,48 @@
+"""The gated feed-forward layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mainspring.engine.source import Source
+from mainspring.kernels import Array, Kernels, Weight
+
+__all__ = ["FeedForward"]
+
+
+@dataclass(frozen=True, slots=True)
+class FeedForward:
+    """down(activation(gate(x)) * up(x)), with gate and up as one product."""
+
+    kernels: Kernels
+    gate_up: Weight
+    down: Weight
+    activation: Literal["silu", "gelu_tanh"]
+
+    @classmethod
+    def load(
+        cls,
+        source: Source,
+        prefix: str,
+        *,
+        names: Sequence[str] = ("gate_proj", "up_proj"),
+        inner: int = 0,
+        bias: bool = False,
+    ) -> FeedForward:
+        """The tensors of `prefix`. One of `names`: stored fused. `inner` 0: the model's width."""
+        sizes = source.sizes
+        inner = inner or sizes.inner
+        rows = (inner, inner) if len(names) == 2 else (2 * inner,)
+        return cls(
+            source.kernels,
+            source.weight([f"{prefix}.{name}" for name in names], rows, sizes.hidden, bias=bias),
+            source.weight([f"{prefix}.down_proj"], (sizes.hidden,), inner, bias=bias),
+            sizes.activation,
+        )
+
+    def __call__(self, x: Array) -> Array:
+        """[rows, hidden] -> [rows, hidden]"""
+        k = self.kernels
+        return k.linear(k.gated(k.linear(x, self.gate_up), self.activation), self.down)

@@ -1,0 +1,182 @@
+"""Where an Architecture's weights come from: named tensors in, packed Weights out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from mainspring.engine.checkpoint import Checkpoint
+from mainspring.engine.fields import Fields
+from mainspring.engine.quantize import Role, format_of
+from mainspring.engine.sizes import Sizes
+from mainspring.errors import ModelError
+from mainspring.kernels import Array, Format, Kernels, Weight, bf16_bits, bf16_values
+
+__all__ = ["CheckpointTensors", "RandomTensors", "Source", "Tensors"]
+
+CHUNK = 1 << 20
+
+
+class Tensors(Protocol):
+    """Named arrays, float32, float16 or bfloat16 as uint16 bits."""
+
+    def __contains__(self, name: str) -> bool: ...
+
+    def read(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
+        """The tensors one under the other (concatenated along the first axis), a new array."""
+        ...
+
+
+class CheckpointTensors:
+    """The tensors of a Checkpoint under the names their family knows them by."""
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        rename: Callable[[str], str | None],
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.checkpoint = checkpoint
+        self.progress = progress
+        self.done = 0
+        self.total = 0
+        """bytes that will be read, for `progress`"""
+        self.files: dict[str, str] = {}
+        for stored in checkpoint.tensors:
+            if (name := rename(stored)) is not None:
+                if name in self.files:
+                    raise ModelError(f"{stored} and {self.files[name]} are the same tensor")
+                self.files[name] = stored
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.files
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.checkpoint.tensors[self.files[name]].shape
+
+    def dtype(self, name: str) -> np.dtype[Any]:
+        return self.checkpoint.dtype_of(self.files[name])
+
+    def read(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
+        dtypes = {self.dtype(name) for name in names}
+        mixed = len(dtypes) > 1
+        rows = sum(shape[0] for shape in shapes)
+        out = np.empty((rows, *shapes[0][1:]), np.float32 if mixed else dtypes.pop())
+        first = 0
+        for name, shape in zip(names, shapes, strict=True):
+            part = out[first : first + shape[0]]
+            first += shape[0]
+            if mixed:
+                stored = np.empty(shape, self.dtype(name))
+                self.checkpoint.read(self.files[name], stored)
+                part[:] = _float32(stored)
+            else:
+                self.checkpoint.read(self.files[name], part)
+            self._report(self.checkpoint.tensors[self.files[name]].nbytes)
+        return out
+
+    def _report(self, nbytes: int) -> None:
+        self.done += nbytes
+        if self.progress is not None:
+            self.progress(self.done, self.total)
+
+
+class RandomTensors:
+    """Any tensor that is asked for, filled from one small buffer of normal numbers."""
+
+    def __init__(self, seed: int) -> None:
+        normal = np.random.default_rng(seed).standard_normal(CHUNK, np.float32)
+        self.buffer = bf16_bits(normal * np.float32(0.02))
+
+    def __contains__(self, name: str) -> bool:
+        return False  # where a family may ask, the tensor is stored in the older of two layouts
+
+    def read(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        if names[0].endswith("norm.weight"):
+            return np.ones(shape, np.float32)
+        return np.resize(self.buffer, shape)
+
+
+class Source:
+    """What a family builds its layers from. Names are without `.weight` and `.bias`.
+
+    `context` is the number of positions wanted, 0: as many as the family's rotary embedding has.
+    `eos` are the token ids that end a sequence.
+    """
+
+    def __init__(
+        self,
+        fields: Fields,
+        sizes: Sizes,
+        tensors: Tensors,
+        kernels: Kernels,
+        *,
+        format: Format,
+        context: int = 0,
+        eos: tuple[int, ...] = (),
+    ) -> None:
+        self.fields = fields
+        self.sizes = sizes
+        self.tensors = tensors
+        self.kernels = kernels
+        self.format: Format = format
+        self.context = context
+        self.eos = eos
+        self.parameters = 0
+        self.weight_bytes = 0
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the checkpoint has this tensor (full name)."""
+        return name in self.tensors
+
+    def vector(self, name: str, n: int) -> Array:
+        """float32 [n], kept as it is."""
+        values = _float32(self._read((name,), ((n,),)))
+        self.weight_bytes += values.nbytes
+        return values
+
+    def embedding(self, name: str) -> Weight:
+        """The embedding's or the output head's matrix [vocabulary, hidden]."""
+        sizes = self.sizes
+        return self.weight([name], (sizes.vocabulary,), sizes.hidden, role="embedding")
+
+    def weight(
+        self,
+        names: Iterable[str],
+        rows: Sequence[int],
+        k: int,
+        *,
+        bias: bool = False,
+        role: Role = "linear",
+    ) -> Weight:
+        """Matrices [rows[i], k] packed as one [sum(rows), k], so that one product serves them."""
+        names = tuple(names)
+        matrix = self._read([f"{name}.weight" for name in names], [(n, k) for n in rows])
+        bias_values = None
+        if bias:
+            bias_values = _float32(self._read([f"{n}.bias" for n in names], [(n,) for n in rows]))
+            self.weight_bytes += bias_values.nbytes
+        return self._pack(matrix, bias_values, role)
+
+    def stack(self, name: str, count: int, n: int, k: int) -> list[Weight]:
+        """A tensor [count, n, k] as `count` Weights."""
+        matrices = self._read((name,), ((count, n, k),))
+        return [self._pack(matrix, None, "linear") for matrix in matrices]
+
+    def _read(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
+        array = self.tensors.read(names, shapes)
+        self.parameters += array.size
+        return array
+
+    def _pack(self, matrix: Array, bias: Array | None, role: Role) -> Weight:
+        weight = self.kernels.weight(matrix, bias, format=format_of(role, self.format))
+        self.weight_bytes += weight.nbytes
+        return weight
+
+
+def _float32(array: Array) -> Array:
+    values: Any = bf16_values(array) if array.dtype == np.uint16 else array.astype(np.float32)
+    return np.ascontiguousarray(values, np.float32)
