@@ -1,0 +1,104 @@
+"""What a sequence's own history and wishes do to its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from mainspring.kernels import Array
+from mainspring.types import Sampling
+
+__all__ = ["Penalties"]
+
+
+class Counts:
+    """Token ids in order of first appearance, with how often each came; grows in O(1)."""
+
+    def __init__(self, tokens: Iterable[int]) -> None:
+        self._index: dict[int, int] = {}
+        self._ids = np.empty(64, np.int64)
+        self._counts = np.empty(64, np.float64)
+        for token in tokens:
+            self.add(token)
+
+    def add(self, token: int) -> None:
+        size = len(self._index)
+        place = self._index.setdefault(token, size)
+        if place < size:
+            self._counts[place] += 1
+            return
+        if size == len(self._ids):
+            self._ids = np.resize(self._ids, 2 * size)
+            self._counts = np.resize(self._counts, 2 * size)
+        self._ids[size] = token
+        self._counts[size] = 1
+
+    @property
+    def ids(self) -> Array:
+        return self._ids[: len(self._index)]
+
+    @property
+    def counts(self) -> Array:
+        return self._counts[: len(self._index)]
+
+
+class Penalties:
+    """Changes one sequence's row of logits before a token is drawn from it.
+
+    In this order: repetition over prompt and output (divides positive, multiplies negative
+    logits), presence and frequency over the output (subtracts presence + frequency * count), bias
+    (adds), and while fewer than `min_tokens` tokens are out, the ids that would end the sequence
+    become impossible. History is kept incrementally: `push` every token drawn.
+    """
+
+    def __init__(
+        self, sampling: Sampling, tokens: list[int], prompt: int, stops: frozenset[int]
+    ) -> None:
+        self._repetition = np.float32(sampling.repetition_penalty)
+        self._presence = sampling.presence_penalty
+        self._frequency = sampling.frequency_penalty
+        self._seen = Counts(tokens) if sampling.repetition_penalty != 1 else None
+        counted = sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
+        self._output = Counts(tokens[prompt:]) if counted else None
+        self._bias_ids = np.fromiter(sampling.logit_bias, np.int64)
+        self._bias = np.fromiter(sampling.logit_bias.values(), np.float32)
+        self._stops = np.fromiter(sorted(stops), np.int64)
+        self._masked = sampling.min_tokens - (len(tokens) - prompt) if stops else 0
+
+    @classmethod
+    def of(
+        cls, sampling: Sampling, tokens: list[int], prompt: int, stops: frozenset[int]
+    ) -> Penalties | None:
+        """Penalties for prompt and output `tokens`, or None where `sampling` asks for none."""
+        wanted = (
+            sampling.repetition_penalty != 1
+            or sampling.presence_penalty != 0
+            or sampling.frequency_penalty != 0
+            or sampling.logit_bias
+            or (stops and sampling.min_tokens > len(tokens) - prompt)
+        )
+        return cls(sampling, tokens, prompt, stops) if wanted else None
+
+    def push(self, token: int) -> None:
+        """A token was drawn."""
+        self._masked -= 1
+        if self._seen is not None:
+            self._seen.add(token)
+        if self._output is not None:
+            self._output.add(token)
+
+    def apply(self, logits: Array) -> None:
+        """Change the logits [vocabulary] float32 in place."""
+        if self._seen is not None:
+            ids = self._seen.ids
+            values = logits[ids]
+            r = self._repetition
+            logits[ids] = np.where(values > 0, values / r, values * r)
+        if self._output is not None:
+            penalty = self._presence + self._frequency * self._output.counts
+            logits[self._output.ids] -= penalty.astype(np.float32)
+        if self._bias_ids.size:
+            logits[self._bias_ids] += self._bias
+        if self._masked > 0:
+            logits[self._stops] = -np.inf

@@ -1,0 +1,154 @@
+"""One choice being generated, and what the Engine tells of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Items
+
+import numpy as np
+from msgspec import Struct
+
+from mainspring.engine.blocks import block_digests
+from mainspring.engine.penalties import Penalties
+from mainspring.kernels import BLOCK
+from mainspring.types import Event, Finish, Sampling, TokenTime
+
+__all__ = ["Output", "Sequence", "TokenLogprob"]
+
+
+class TokenLogprob(Struct, frozen=True, array_like=True):
+    """Log-probability of a token in the model's own distribution, and the likeliest others."""
+
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+    """(id, log-probability), best first; as many as were asked for"""
+
+
+class Output(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What one step brought for one sequence.
+
+    A sequence's last Output has either `finish` or `error`; an aborted one gets none.
+    """
+
+    id: str
+    tokens: tuple[int, ...] = ()
+    """New output tokens; the one that ended the sequence is among them."""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """One for each of `tokens`, when asked for."""
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    """For every prompt token but the first, on the first Output, when asked for."""
+    times: tuple[TokenTime, ...] = ()
+    """One for each of `tokens`."""
+    finish: Finish | None = None
+    stop_reason: int | None = None
+    """The id of `Sampling.stop_token_ids` that ended the sequence; None for the model's own end."""
+    events: tuple[Event, ...] = ()
+    """The sequence's story, with the last Output."""
+    cached: int = 0
+    """Prompt tokens that came from the prefix cache."""
+    error: tuple[str, str] | None = None
+    """(code, message): this sequence failed, the Engine goes on."""
+
+
+class Sequence:
+    """A prompt and the tokens generated after it.
+
+    `computed` tokens have their keys and values in the cache; scheduling is nothing but letting
+    `computed` catch up with `len(tokens)`. Whenever it has, the next token is drawn.
+
+    `generated` were drawn before the sequence came to this Engine: they are part of `tokens` and
+    count as output, so that drawing goes on exactly where it stopped. `context` bounds prompt and
+    output together. `hashed` says whether blocks can be shared through the prefix cache.
+    """
+
+    __slots__ = (
+        "admitted",
+        "blocks",
+        "cached",
+        "computed",
+        "digests",
+        "eos",
+        "events",
+        "hashed",
+        "id",
+        "limit",
+        "penalties",
+        "prompt",
+        "prompt_logprobs",
+        "salt",
+        "sampling",
+        "scored",
+        "seed",
+        "stops",
+        "table",
+        "tokens",
+    )
+
+    def __init__(
+        self,
+        id: str,
+        prompt: Items[int],
+        generated: Items[int],
+        sampling: Sampling,
+        *,
+        salt: bytes,
+        eos: tuple[int, ...],
+        context: int,
+        hashed: bool,
+    ) -> None:
+        self.id = id
+        self.sampling = sampling
+        self.tokens = [*prompt, *generated]
+        self.prompt = len(prompt)
+        asked = context if sampling.max_tokens is None else self.prompt + sampling.max_tokens
+        self.limit = min(context, asked)
+        self.eos = frozenset(() if sampling.ignore_eos else eos)
+        self.stops = self.eos.union(sampling.stop_token_ids)
+        self.seed = sampling.seed & 0xFFFF_FFFF_FFFF_FFFF
+        self.penalties = Penalties.of(sampling, self.tokens, self.prompt, self.stops)
+        # Prompt log-probabilities go out with the first token, so a replay already had them.
+        self.scored = sampling.prompt_logprobs is not None and not generated
+        self.prompt_logprobs: list[TokenLogprob] = []
+        self.computed = 0
+        self.blocks: list[int] = []
+        self.table = np.zeros(-(-self.limit // BLOCK), np.int32)
+        self.salt = salt
+        self.hashed = hashed
+        self.digests: list[bytes] = []
+        self.hash_blocks()
+        self.cached = 0
+        self.admitted = False
+        self.events: list[Event] = []
+
+    @property
+    def pending(self) -> int:
+        """Tokens still to compute before the next one can be drawn; at least 1."""
+        return len(self.tokens) - self.computed
+
+    def hash_blocks(self) -> None:
+        """Bring `digests` up to date with `tokens`."""
+        if self.hashed:
+            block_digests(self.salt, self.tokens, self.digests)
+
+    def hold(self, blocks: list[int]) -> None:
+        """Append to the block table."""
+        start = len(self.blocks)
+        self.blocks += blocks
+        self.table[start : len(self.blocks)] = blocks
+
+    def push(self, token: int) -> None:
+        """A token was drawn."""
+        self.tokens.append(token)
+        if self.penalties is not None:
+            self.penalties.push(token)
+        if len(self.tokens) % BLOCK == 0:
+            self.hash_blocks()
+
+    def finish(self) -> tuple[Finish | None, int | None]:
+        """Whether and why the last token ended the sequence, and the stop id that did."""
+        output = len(self.tokens) - self.prompt
+        last = self.tokens[-1]
+        if last in self.stops and output > max(0, self.sampling.min_tokens):
+            return Finish.STOP, None if last in self.eos else last
+        if len(self.tokens) >= self.limit:
+            return Finish.LENGTH, None
+        return None, None
