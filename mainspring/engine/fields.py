@@ -14,8 +14,9 @@ __all__ = ["Fields"]
 class Fields:
     """A JSON object whose values are asked for by name, type and limits.
 
-    A field that is absent or null takes its default; without one it is required. Every refusal is a
-    ModelError that names the field, the value found and the limit.
+    `defaults` stand in for fields that are absent; null says there is no value. Then the default of
+    the call counts, and without one the field is required. Every refusal is a ModelError that names
+    the field, the value found and the limit.
     """
 
     def __init__(
@@ -25,8 +26,8 @@ class Fields:
         *,
         where: str = "config.json",
     ) -> None:
-        given = {name: value for name, value in values.items() if value is not None}
-        self.values: dict[str, Any] = {**(defaults or {}), **given}
+        merged = {**(defaults or {}), **values}
+        self.values: dict[str, Any] = {k: v for k, v in merged.items() if v is not None}
         self.where = where
 
     def __contains__(self, name: str) -> bool:

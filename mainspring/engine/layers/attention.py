@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from mainspring.engine.batch import Batch
+from mainspring.engine.fields import Fields
 from mainspring.engine.layers.rope import Rope
 from mainspring.engine.source import Source
 from mainspring.kernels import Array, Cache, Kernels, Weight
 
-__all__ = ["Attention"]
+__all__ = ["Attention", "layer_windows"]
+
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+def layer_windows(fields: Fields, layers: int, slides: Callable[[int], bool]) -> tuple[int, ...]:
+    """Each layer's window, 0 for full attention.
+
+    `layer_types` of config.json says which layers slide; where it is absent, `slides(layer)`.
+    """
+    types = fields.names("layer_types", layers, (FULL, SLIDING))
+    if types is None:
+        types = tuple(SLIDING if slides(layer) else FULL for layer in range(layers))
+    if SLIDING not in types:
+        return (0,) * layers
+    window = fields.integer("sliding_window", high=1 << 24)
+    return tuple(window if kind == SLIDING else 0 for kind in types)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

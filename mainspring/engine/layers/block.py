@@ -75,6 +75,21 @@ class SandwichBlock:
     mixer: Mixer
     mixed_norm: Array
 
+    @classmethod
+    def load(cls, source: Source, attention: Attention, mixer: Mixer) -> SandwichBlock:
+        """The gains are stored as their distance from 1."""
+        hidden, prefix = source.sizes.hidden, f"model.layers.{attention.layer}."
+        return cls(
+            source.kernels,
+            source.sizes.eps,
+            1 + source.vector(prefix + "input_layernorm.weight", hidden),
+            attention,
+            1 + source.vector(prefix + "post_attention_layernorm.weight", hidden),
+            1 + source.vector(prefix + "pre_feedforward_layernorm.weight", hidden),
+            mixer,
+            1 + source.vector(prefix + "post_feedforward_layernorm.weight", hidden),
+        )
+
     def __call__(self, x: Array, add: Array | None, batch: Batch, cache: Cache) -> Array:
         k = self.kernels
         y = k.rms_norm(x, self.attention_norm, self.eps, add=add)

@@ -76,7 +76,7 @@ def rope_fields(fields: Fields, layers: str = "full_attention") -> Fields:
     """One table out of `rope_parameters` (newer) or `rope_theta` and `rope_scaling` (older)."""
     values = {
         name: fields.values[name]
-        for name in ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+        for name in ("rope_theta", "partial_rotary_factor")
         if name in fields
     }
     given = fields.table("rope_parameters") or fields.table("rope_scaling")
@@ -84,6 +84,10 @@ def rope_fields(fields: Fields, layers: str = "full_attention") -> Fields:
         given = nested
     if given is not None:
         values.update(given.values)
+    if "original_max_position_embeddings" in fields:  # phi3 keeps it outside, and means it
+        values["original_max_position_embeddings"] = fields.values[
+            "original_max_position_embeddings"
+        ]
     if "type" in values:
         values.setdefault("rope_type", values["type"])
     return Fields(values, where=f"{fields.where}: rope")
