@@ -269,7 +269,7 @@ def test_private_repositories_take_the_token(hub: TestHub, tmp_path: Path) -> No
 
 def test_a_gated_repository_says_where_to_ask(hub: TestHub, tmp_path: Path) -> None:
     hub.repositories["owner/tiny"].gated = True
-    with pytest.raises(Forbidden, match=f"ask for it on {hub.address}/owner/tiny"):
+    with pytest.raises(Forbidden, match=f"ask on {hub.address}/owner/tiny"):
         get(hub, tmp_path, token="t")
 
 
