@@ -129,11 +129,21 @@ class Sequence:
         if self.hashed:
             block_digests(self.salt, self.tokens, self.digests)
 
+    def readable(self) -> list[bytes]:
+        """Digests of the blocks that may come from the cache: a token is always left to compute."""
+        return self.digests[: (len(self.tokens) - 1) // BLOCK]
+
     def hold(self, blocks: list[int]) -> None:
         """Append to the block table."""
         start = len(self.blocks)
         self.blocks += blocks
         self.table[start : len(self.blocks)] = blocks
+
+    def restart(self) -> None:
+        """Compute everything again: the blocks are gone."""
+        self.blocks = []
+        self.computed = 0
+        self.prompt_logprobs.clear()
 
     def push(self, token: int) -> None:
         """A token was drawn."""
@@ -143,11 +153,17 @@ class Sequence:
         if len(self.tokens) % BLOCK == 0:
             self.hash_blocks()
 
+    def take_prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
+        """The scores of the prompt, once; it is not scored again."""
+        self.scored = False
+        scores, self.prompt_logprobs = tuple(self.prompt_logprobs), []
+        return scores
+
     def finish(self) -> tuple[Finish | None, int | None]:
         """Whether and why the last token ended the sequence, and the stop id that did."""
         output = len(self.tokens) - self.prompt
         last = self.tokens[-1]
-        if last in self.stops and output > max(0, self.sampling.min_tokens):
+        if last in self.stops and output > self.sampling.min_tokens:
             return Finish.STOP, None if last in self.eos else last
         if len(self.tokens) >= self.limit:
             return Finish.LENGTH, None

@@ -1,0 +1,345 @@
+"""The Engine: token ids in, token ids out, one step at a time."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+from typing import Literal
+
+from mainspring.engine.architectures import Architecture
+from mainspring.engine.blocks import BlockPool
+from mainspring.engine.cost import CostModel
+from mainspring.engine.runner import Runner
+from mainspring.engine.sampler import INTERNAL, NUMERICAL, Draw, Sampler
+from mainspring.engine.scheduler import Scheduler, Work
+from mainspring.engine.sequence import Output, Sequence
+from mainspring.errors import BadRequest, ContextLength, Overloaded
+from mainspring.kernels import BLOCK, Array, Kernels
+from mainspring.types import EngineStats, Event, Sampling, TokenTime
+
+__all__ = ["Engine", "EngineConfig"]
+
+log = logging.getLogger(__name__)
+
+LOGIT_BYTES = 32 << 20
+"""A prompt that is scored gets at most this many bytes of logits in a step."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How an Engine is sized."""
+
+    blocks: int
+    """KV cache blocks of BLOCK tokens"""
+    max_running: int = 64
+    """sequences computed together at most"""
+    max_queue: int = 256
+    """sequences waiting at most, besides `max_running`"""
+    step_seconds: float = 0.05
+    """a step's time while any sequence is decoding"""
+    prefix_cache: bool = True
+    dtype: Literal["float32", "bf16"] = "bf16"
+    """of the KV cache"""
+
+
+class Engine:
+    """Generates tokens for many sequences at once. Synchronous, for one thread.
+
+    What a sequence gets depends on its own tokens and Sampling alone: not on its batch-mates, on
+    how its prompt was cut, on cache hits, preemptions or a replay.
+
+    `clock` gives seconds that only grow; it stamps the timeline and measures steps.
+    """
+
+    def __init__(
+        self,
+        model: Architecture,
+        kernels: Kernels,
+        config: EngineConfig,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        shape = model.shape
+        self.progress = 0
+        """Grows with each piece of work inside a step; another thread may read it."""
+        self._shape = shape
+        self._config = config
+        self._clock = clock
+        self._context = min(shape.context, config.blocks * BLOCK)
+        self._cost = CostModel(shape)
+        self._pool = BlockPool(config.blocks)
+        self._scheduler = Scheduler(
+            self._pool,
+            self._cost,
+            max_running=config.max_running,
+            step_seconds=config.step_seconds,
+            scored_rows=max(1, LOGIT_BYTES // (4 * shape.vocabulary)),
+        )
+        self._runner = Runner(model, kernels, blocks=config.blocks, dtype=config.dtype)
+        self._sampler = Sampler(kernels)
+        self._sequences: dict[str, Sequence] = {}
+        self._ended: list[Output] = []
+        self._steps = 0
+        self._output_tokens = 0
+
+    # Requests -----------------------------------------------------------------------------------
+
+    def add(
+        self,
+        id: str,
+        tokens: Items[int],
+        sampling: Sampling,
+        *,
+        salt: bytes = b"",
+        generated: Items[int] = (),
+    ) -> None:
+        """Queue a prompt. Its Outputs come from later steps, under `id`.
+
+        `salt` separates prefix caches: only sequences of equal salt share blocks. `generated` are
+        output tokens that an earlier Engine has already given: they are not given again, and the
+        output goes on as if it had never stopped. Output ends at the context's end at the latest.
+
+        Raises ContextLength when the prompt leaves no room for output, Overloaded when too many
+        sequences wait, BadRequest when a token id is not in the vocabulary, the prompt is empty or
+        `id` is in use.
+        """
+        self._check(id, tokens, sampling, generated)
+        sequence = Sequence(
+            id,
+            tokens,
+            generated,
+            sampling,
+            salt=salt,
+            eos=self._shape.eos,
+            context=self._context,
+            hashed=self._config.prefix_cache,
+        )
+        now = self._clock()
+        sequence.events.append(Event("queued", now))
+        finish, reason = sequence.finish() if generated else (None, None)
+        if finish is not None:
+            sequence.events.append(Event("finished", now))
+            events = tuple(sequence.events)
+            self._ended.append(Output(id=id, finish=finish, stop_reason=reason, events=events))
+            return
+        self._sequences[id] = sequence
+        self._scheduler.waiting.append(sequence)
+
+    def abort(self, id: str) -> bool:
+        """Forget a sequence and free its blocks at once; False when there is none of this id."""
+        sequence = self._sequences.pop(id, None)
+        if sequence is None:
+            kept = [output for output in self._ended if output.id != id]
+            found = len(kept) < len(self._ended)
+            self._ended = kept
+            return found
+        self._scheduler.remove(sequence)
+        self._check_idle()
+        return True
+
+    def _check(
+        self, id: str, tokens: Items[int], sampling: Sampling, generated: Items[int]
+    ) -> None:
+        if id in self._sequences:
+            raise BadRequest(f"a sequence with the id {id!r} is already here; choose another")
+        if not tokens:
+            raise BadRequest("the prompt holds no tokens; send at least one", param="prompt")
+        if sampling.max_tokens is not None and sampling.max_tokens < 1:
+            raise BadRequest(
+                f"max_tokens is {sampling.max_tokens}; it must be at least 1", param="max_tokens"
+            )
+        self._check_ids(tokens, "prompt")
+        self._check_ids(generated, "generated")
+        self._check_ids(sampling.stop_token_ids, "stop_token_ids")
+        self._check_ids(tuple(sampling.logit_bias), "logit_bias")
+        if len(tokens) + 1 > self._context:
+            raise ContextLength(self._too_long(len(tokens)), param="prompt")
+        waiting = len(self._scheduler.waiting)
+        if len(self._sequences) >= self._config.max_running + self._config.max_queue:
+            raise Overloaded(
+                f"{len(self._sequences)} sequences run or wait, the most allowed; {waiting} are "
+                "waiting; try again later",
+                retry_after=self._wait(),
+            )
+
+    def _check_ids(self, ids: Items[int], field: str) -> None:
+        if not ids:
+            return
+        for worst in (min(ids), max(ids)):
+            if not 0 <= worst < self._shape.vocabulary:
+                raise BadRequest(
+                    f"{field}: token id {worst} is not in the vocabulary of "
+                    f"{self._shape.vocabulary} tokens (0 to {self._shape.vocabulary - 1})",
+                    param=field,
+                )
+
+    def _too_long(self, tokens: int) -> str:
+        message = (
+            f"the prompt has {tokens} tokens; with room for one output token the context of "
+            f"{self._context} holds {self._context - 1}; shorten the prompt"
+        )
+        if self._context < self._shape.context:
+            message += (
+                f", or give the KV cache more memory (the model itself could take "
+                f"{self._shape.context} tokens, {self._config.blocks} blocks of {BLOCK} hold "
+                f"{self._context})"
+            )
+        return message
+
+    def _wait(self) -> float:
+        """Roughly when a place will be free: all prompts computed, in seconds; at least 1."""
+        pending = sum(sequence.pending for sequence in self._sequences.values())
+        return max(1.0, pending * self._cost.token)
+
+    # Steps --------------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._sequences or self._ended)
+
+    def step(self) -> list[Output]:
+        """Compute one batch and return what it brought, in order of arrival; [] without work.
+
+        An exception of the model's forward pass comes through: the Engine is then of no more use.
+        """
+        outputs, self._ended = self._ended, []
+        if self._sequences:
+            outputs += self._compute()
+            self._check_idle()
+        return outputs
+
+    def _compute(self) -> list[Output]:
+        began = self._clock()
+        self._steps += 1
+        work = self._scheduler.schedule(began, self._steps)
+        batch = self._runner.batch(work)
+        self.progress += 1
+        logits = self._runner.run(batch)
+        self.progress += 1
+        draws = self._draw(work, logits)
+        now = self._clock()
+        prefill = sum(count for sequence, count in work if is_prefill(sequence, count))
+        moment = TokenTime(now, self._steps, len(work), prefill)
+        outputs = [
+            output
+            for (sequence, count), draw in zip(work, draws, strict=True)
+            if (output := self._commit(sequence, count, draw, moment)) is not None
+        ]
+        self._cost.observe(self._runner.size(batch), self._clock() - began)
+        self.progress += 1
+        return outputs
+
+    def _draw(self, work: list[Work], logits: Array) -> list[Draw | None]:
+        """A Draw for each sequence that has caught up or failed; None for the others.
+
+        The rows of `logits` are those of `Runner.batch`.
+        """
+        draws: list[Draw | None] = [None] * len(work)
+        places: list[int] = []
+        rows: list[int] = []
+        end = 0
+        for place, (sequence, count) in enumerate(work):
+            start, done = end, count == sequence.pending
+            end += count if sequence.scored else int(done)
+            if sequence.scored and not self._sampler.score_prompt(logits[start:end], sequence):
+                draws[place] = NUMERICAL
+            elif done:
+                places.append(place)
+                rows.append(end - 1)
+        if rows:
+            drawn = logits if len(rows) == len(logits) else logits[rows]
+            sequences = [work[place][0] for place in places]
+            for place, draw in zip(places, self._sampler.draw(drawn, sequences), strict=True):
+                draws[place] = draw
+        return draws
+
+    def _commit(
+        self, sequence: Sequence, count: int, draw: Draw | None, moment: TokenTime
+    ) -> Output | None:
+        """Let a sequence have what the step computed for it; a failure here is its own."""
+        try:
+            if draw is not None and draw.error is not None:
+                return self._fail(sequence, draw, moment.time)
+            if is_prefill(sequence, count):
+                sequence.events.append(Event("prefill", moment.time, count, moment.step))
+            self._publish(sequence, count)
+            return None if draw is None else self._advance(sequence, draw, moment)
+        except Exception:
+            log.exception("sequence %s failed", sequence.id)
+            return self._fail(sequence, INTERNAL, moment.time)
+
+    def _publish(self, sequence: Sequence, count: int) -> None:
+        """Count tokens as computed and let others read the blocks that they fill."""
+        first = sequence.computed // BLOCK
+        sequence.computed += count
+        if sequence.hashed:
+            for i in range(first, sequence.computed // BLOCK):
+                self._pool.publish(sequence.blocks[i], sequence.digests[i])
+
+    def _advance(self, sequence: Sequence, draw: Draw, moment: TokenTime) -> Output:
+        """Append the drawn token and tell of it."""
+        sequence.push(draw.token)
+        self._output_tokens += 1
+        finish, reason = sequence.finish()
+        if finish is not None:
+            self._drop(sequence)
+            sequence.events.append(Event("finished", moment.time, 0, moment.step))
+        return Output(
+            id=sequence.id,
+            tokens=(draw.token,),
+            logprobs=() if draw.logprob is None else (draw.logprob,),
+            prompt_logprobs=sequence.take_prompt_logprobs() if sequence.scored else (),
+            times=(moment,),
+            finish=finish,
+            stop_reason=reason,
+            events=() if finish is None else tuple(sequence.events),
+            cached=sequence.cached,
+        )
+
+    def _fail(self, sequence: Sequence, draw: Draw, now: float) -> Output:
+        self._drop(sequence)
+        sequence.events.append(Event("finished", now, 0, self._steps))
+        return Output(
+            id=sequence.id,
+            events=tuple(sequence.events),
+            cached=sequence.cached,
+            error=draw.error,
+        )
+
+    def _drop(self, sequence: Sequence) -> None:
+        if self._sequences.pop(sequence.id, None) is not None:
+            self._scheduler.remove(sequence)
+
+    def _check_idle(self) -> None:
+        """Whenever no sequence is left, every block must be free or cached."""
+        if not self._sequences:
+            self._pool.check()
+
+    # Numbers ------------------------------------------------------------------------------------
+
+    def stats(self) -> EngineStats:
+        """Counters since the start and gauges of now; cheap enough for every step."""
+        learned = self._cost.observed > 0
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            blocks=self._pool.size,
+            blocks_used=self._pool.used,
+            blocks_cached=self._pool.cached,
+            steps=self._steps,
+            preemptions=self._scheduler.preemptions,
+            prompt_tokens=self._scheduler.prompt_tokens,
+            cached_tokens=self._scheduler.cached_tokens,
+            output_tokens=self._output_tokens,
+            prefill_seconds_per_token=self._cost.token if learned else 0.0,
+            decode_seconds_per_token=self._cost.decode if learned else 0.0,
+            step_seconds=self._cost.fixed if learned else 0.0,
+        )
+
+
+def is_prefill(sequence: Sequence, count: int) -> bool:
+    """Whether computing `count` tokens is more than the sequence's next output token needs."""
+    return count > 1 or sequence.computed < sequence.prompt

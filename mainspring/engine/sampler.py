@@ -1,0 +1,153 @@
+"""From logits to tokens."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence as Items
+from dataclasses import dataclass
+
+import numpy as np
+
+from mainspring.engine.sequence import Sequence, TokenLogprob
+from mainspring.kernels import Array, Kernels
+
+__all__ = ["INTERNAL", "NUMERICAL", "Draw", "Sampler", "uniforms"]
+
+log = logging.getLogger(__name__)
+
+GAMMA = np.uint64(0x9E37_79B9_7F4A_7C15)
+
+
+def uniforms(seeds: Array, positions: Array) -> Array:
+    """The numbers in [0, 1), float64, that decide the draws at these output positions.
+
+    A pure function of (seed, position), so the same seed draws the same text whatever the batch,
+    and a replay goes on where it stopped: output `position` of the SplitMix64 generator (Steele,
+    Lea, Flood 2014) whose state is the mixed seed, which sets neighbouring seeds apart. Both
+    arrays are uint64.
+    """
+    state = _mix(seeds + GAMMA) + (positions + np.uint64(1)) * GAMMA
+    return (_mix(state) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(z: Array) -> Array:
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58_476D_1CE4_E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D0_49BB_1331_11EB)
+    mixed: Array = z ^ (z >> np.uint64(31))
+    return mixed
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """What was drawn for one sequence: a token, or why there is none."""
+
+    token: int
+    logprob: TokenLogprob | None = None
+    error: tuple[str, str] | None = None
+
+
+NUMERICAL = Draw(
+    -1, error=("numerical_error", "the model's output is not a number (NaN or infinite logits)")
+)
+INTERNAL = Draw(-1, error=("internal_error", "choosing the next token failed"))
+
+
+class Sampler:
+    """Draws one token for each of a batch's sequences, each by its own Sampling."""
+
+    def __init__(self, kernels: Kernels) -> None:
+        self._kernels = kernels
+        self._sequences: list[Sequence] = []
+        self._parameters: tuple[Array, ...] = ()
+
+    def draw(self, logits: Array, sequences: list[Sequence]) -> list[Draw]:
+        """One Draw for each sequence, from its row of logits [rows, vocabulary].
+
+        Rows of sequences with penalties are changed in place. A row that holds NaN or infinity,
+        or whose penalties fail, spoils only its own sequence's Draw.
+        """
+        asking = [i for i, s in enumerate(sequences) if s.sampling.logprobs is not None]
+        raw = logits[asking] if asking else None
+        failed = self._penalize(logits, sequences)
+        chosen = self._sample(logits, sequences)
+        draws = [Draw(token) if token >= 0 else NUMERICAL for token in chosen]
+        for row in failed:
+            draws[row] = INTERNAL
+        if raw is not None:
+            self._score(raw, asking, sequences, draws)
+        return draws
+
+    def score_prompt(self, logits: Array, sequence: Sequence) -> bool:
+        """Append the log-probabilities of the prompt tokens that follow the computed ones.
+
+        `logits` are the rows of the sequence's next tokens. False when they are not numbers.
+        """
+        start = sequence.computed + 1
+        ids = sequence.tokens[start : min(start + len(logits), sequence.prompt)]
+        rows = logits[: len(ids)]
+        if not np.isfinite(rows.max(axis=1)).all():
+            return False
+        top = sequence.sampling.prompt_logprobs or 0
+        sequence.prompt_logprobs += self.log_probabilities(rows, ids, top)
+        return True
+
+    def log_probabilities(self, logits: Array, ids: Items[int], top: int) -> list[TokenLogprob]:
+        """Of each row's `ids` entry and its `top` likeliest tokens."""
+        top = min(top, logits.shape[1])
+        own, best, values = self._kernels.log_probabilities(logits, np.array(ids, np.int32), top)
+        return [
+            TokenLogprob(value, tuple(zip(names, scores, strict=True)))
+            for value, names, scores in zip(
+                own.tolist(), best.tolist(), values.tolist(), strict=True
+            )
+        ]
+
+    @staticmethod
+    def _penalize(logits: Array, sequences: list[Sequence]) -> list[int]:
+        """Apply each sequence's penalties to its row; returns the rows where that failed."""
+        failed = []
+        for row, sequence in enumerate(sequences):
+            if sequence.penalties is None:
+                continue
+            try:
+                sequence.penalties.apply(logits[row])
+            except Exception:  # one sequence's failure must not end the others
+                log.exception("penalties of sequence %s failed", sequence.id)
+                failed.append(row)
+        return failed
+
+    def _sample(self, logits: Array, sequences: list[Sequence]) -> list[int]:
+        if sequences != self._sequences:
+            self._sequences = sequences
+            self._parameters = self._gather(sequences)
+        temperature, top_k, top_p, min_p, seeds, prompts = self._parameters
+        lengths = np.array([len(s.tokens) for s in sequences], np.uint64)
+        uniform = uniforms(seeds, lengths - prompts)
+        tokens = self._kernels.sample(logits, temperature, top_k, top_p, min_p, uniform)
+        drawn: list[int] = tokens.tolist()
+        return drawn
+
+    @staticmethod
+    def _gather(sequences: list[Sequence]) -> tuple[Array, ...]:
+        samplings = [s.sampling for s in sequences]
+        return (
+            np.array([s.temperature for s in samplings], np.float32),
+            np.array([s.top_k for s in samplings], np.int32),
+            np.array([s.top_p for s in samplings], np.float32),
+            np.array([s.min_p for s in samplings], np.float32),
+            np.array([s.seed for s in sequences], np.uint64),
+            np.array([s.prompt for s in sequences], np.uint64),
+        )
+
+    def _score(
+        self, raw: Array, asking: list[int], sequences: list[Sequence], draws: list[Draw]
+    ) -> None:
+        """Add log-probabilities to the Draws of the rows that ask and have a token."""
+        good = [(i, row) for i, row in enumerate(asking) if draws[row].error is None]
+        if not good:
+            return
+        tops = [sequences[row].sampling.logprobs or 0 for _, row in good]
+        ids = [draws[row].token for _, row in good]
+        scores = self.log_probabilities(raw[[i for i, _ in good]], ids, max(tops))
+        for (_, row), score, top in zip(good, scores, tops, strict=True):
+            draws[row] = Draw(draws[row].token, TokenLogprob(score.logprob, score.top[:top]))

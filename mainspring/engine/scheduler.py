@@ -1,0 +1,200 @@
+"""Which tokens the next step computes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+from mainspring.engine.blocks import BlockPool
+from mainspring.engine.cost import CostModel, StepSize
+from mainspring.engine.sequence import Sequence
+from mainspring.kernels import BLOCK
+from mainspring.types import Event
+
+__all__ = ["Scheduler", "Work"]
+
+IDLE = 4.0
+"""While nobody decodes, a step may take this many times longer."""
+STEP_TOKENS = 1024
+"""Prefill tokens in a step at most, which bounds the memory of activations."""
+
+Work = tuple[Sequence, int]
+"""A sequence and how many of its pending tokens to compute."""
+
+
+class Budget:
+    """What is left of a step's time for prefill."""
+
+    def __init__(self, cost: CostModel, seconds: float, scored_rows: int) -> None:
+        self._cost = cost
+        self._seconds = seconds
+        self._tokens = STEP_TOKENS
+        self._scored_rows = scored_rows
+        self._fed = False
+
+    @property
+    def open(self) -> bool:
+        """Whether there may be something left for a newcomer."""
+        return not self._fed or (self._seconds > 0 and self._tokens > 0)
+
+    def take(self, sequence: Sequence) -> int:
+        """How many of the sequence's pending tokens the step computes; 0 when the time is used up.
+
+        A sequence that wants a single token always gets it. The first prefill of a step gets at
+        least a block, so that nobody starves; pieces smaller than a block are not cut.
+        """
+        pending = sequence.pending
+        if pending == 1:
+            return 1
+        most = self._scored_rows if sequence.scored else STEP_TOKENS
+        least = min(BLOCK, pending, most)
+        fits = self._cost.fitting(self._seconds, sequence.computed)
+        count = min(pending, most, self._tokens, fits)
+        if count < least:
+            if self._fed:
+                return 0
+            count = least
+        self._fed = True
+        self._tokens -= count
+        self._seconds -= self._cost.prefill(count, sequence.computed)
+        return count
+
+
+class Scheduler:
+    """One rule: every sequence's `computed` tokens catch up with its tokens.
+
+    Sequences run in order of arrival, running ones before waiting ones. All running arrived
+    before all waiting, so the worst to preempt is the last running and goes to the queue's front.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        cost: CostModel,
+        *,
+        max_running: int,
+        step_seconds: float,
+        scored_rows: int,
+    ) -> None:
+        self.running: list[Sequence] = []
+        self.waiting: deque[Sequence] = deque()
+        self.preemptions = 0
+        self.prompt_tokens = 0
+        self.cached_tokens = 0
+        self._pool = pool
+        self._cost = cost
+        self._max_running = max_running
+        self._step_seconds = step_seconds
+        self._scored_rows = scored_rows
+
+    def schedule(self, now: float, step: int) -> list[Work]:
+        """The next step's work, in order of arrival; its sequences hold the blocks for it.
+
+        Never empty while any sequence is running or waiting.
+        """
+        budget = self._budget()
+        before = self.preemptions
+        work: list[Work] = []
+        for sequence in self._each_running():
+            count = budget.take(sequence)
+            if count and self._allocate(sequence, count, now, step):
+                work.append((sequence, count))
+        while self.preemptions == before and budget.open:
+            if (admitted := self._admit(now, step)) is None:
+                break
+            if count := budget.take(admitted):
+                work.append((admitted, count))
+        return work
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget a finished or aborted sequence and release its blocks."""
+        if sequence.blocks:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self._pool.release(sequence.blocks)
+        sequence.blocks = []
+
+    def _budget(self) -> Budget:
+        """The step's time less what its decoding sequences will take."""
+        contexts = [len(s.tokens) for s in self.running if s.pending == 1]
+        base = self._cost.predict(StepSize(len(contexts), 0, sum(contexts)))
+        seconds = self._step_seconds * (1.0 if contexts else IDLE)
+        return Budget(self._cost, seconds - base, self._scored_rows)
+
+    def _each_running(self) -> Iterator[Sequence]:
+        """Running sequences by arrival, while preemption may shorten the list from its end."""
+        position = 0
+        while position < len(self.running):
+            yield self.running[position]
+            position += 1
+
+    def _allocate(self, sequence: Sequence, count: int, now: float, step: int) -> bool:
+        """Get blocks for `count` more tokens, preempting later arrivals, at last itself."""
+        need = blocks_of(sequence.computed + count) - len(sequence.blocks)
+        if need <= 0:
+            return True
+        while need > self._pool.available:
+            worst = self.running[-1]
+            self._preempt(worst, now, step)
+            if worst is sequence:
+                return False
+        sequence.hold(self._pool.allocate(need))
+        return True
+
+    def _preempt(self, sequence: Sequence, now: float, step: int) -> None:
+        """Back to the queue's front; what it computed is lost but for the prefix cache."""
+        self.running.pop()
+        self._pool.release(sequence.blocks)
+        sequence.events.append(Event("preempted", now, sequence.computed, step))
+        sequence.restart()
+        self.waiting.appendleft(sequence)
+        self.preemptions += 1
+
+    def _admit(self, now: float, step: int) -> Sequence | None:
+        """Let the first waiting sequence run, if all its tokens fit and it has no one to wait for.
+
+        A block for each running sequence stays available, so that the newcomer is not preempted
+        at once.
+        """
+        if not self.waiting or len(self.running) >= self._max_running:
+            return None
+        sequence = self.waiting[0]
+        hits = [] if sequence.scored else self._pool.match(sequence.readable())
+        need = blocks_of(len(sequence.tokens)) - len(hits)
+        spare = self._pool.available - self._pool.idle(hits)
+        if self.running and (need + len(self.running) > spare or self._awaits(sequence, len(hits))):
+            return None
+        self.waiting.popleft()
+        self.running.append(sequence)
+        self._pool.share(hits)
+        sequence.hold(hits + self._pool.allocate(need))
+        sequence.computed = len(hits) * BLOCK
+        sequence.events.append(Event("admitted", now, sequence.computed, step))
+        self._count(sequence)
+        return sequence
+
+    def _awaits(self, sequence: Sequence, hits: int) -> bool:
+        """Whether a running sequence is about to compute the block after this one's `hits`.
+
+        Choices of one prompt come together: the first computes it, the others read it.
+        """
+        if sequence.scored or hits >= len(readable := sequence.readable()):
+            return False
+        return any(
+            other.computed < (hits + 1) * BLOCK
+            and other.digests[hits : hits + 1] == [readable[hits]]
+            for other in self.running
+        )
+
+    def _count(self, sequence: Sequence) -> None:
+        if not sequence.admitted:
+            sequence.admitted = True
+            sequence.cached = min(sequence.computed, sequence.prompt)
+            self.prompt_tokens += sequence.prompt
+            self.cached_tokens += sequence.cached
+
+
+def blocks_of(tokens: int) -> int:
+    """Blocks that hold this many tokens."""
+    return -(-tokens // BLOCK)

@@ -1,0 +1,121 @@
+"""A small deterministic Architecture: wrong tables, positions or chunks change its output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from mainspring.engine.architectures import ModelShape
+from mainspring.engine.batch import Batch
+from mainspring.engine.engine import Engine, EngineConfig
+from mainspring.engine.sequence import Output
+from mainspring.kernels import Array, Cache, Kernels, load_kernels
+from mainspring.types import Sampling
+
+LAYERS, HEADS, KV, HEAD, HIDDEN = 2, 4, 2, 8, 32
+VOCABULARY = 97
+EOS = 96
+
+
+class Toy:
+    """Two layers of attention over the paged cache, with learned-looking positions."""
+
+    def __init__(self, kernels: Kernels, *, context: int = 512, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+
+        def matrix(n: int, k: int, gain: float = 1.0) -> Array:
+            return (rng.standard_normal((n, k)) * gain / np.sqrt(k)).astype(np.float32)
+
+        def weight(n: int, k: int, gain: float = 1.0) -> Any:
+            return kernels.weight(matrix(n, k, gain), format="float32")
+
+        self._kernels = kernels
+        self._embedding = matrix(VOCABULARY, HIDDEN, 6.0)
+        self._positions = matrix(context, HIDDEN, 2.0)
+        self._qkv = [weight((HEADS + 2 * KV) * HEAD, HIDDEN) for _ in range(LAYERS)]
+        self._out = [weight(HIDDEN, HEADS * HEAD, 2.0) for _ in range(LAYERS)]
+        self._head = weight(VOCABULARY, HIDDEN, 3.0)
+        self.forwards = 0
+        self.shape = ModelShape(
+            family="toy",
+            layers=LAYERS,
+            hidden=HIDDEN,
+            heads=HEADS,
+            kv_heads=KV,
+            head=HEAD,
+            vocabulary=VOCABULARY,
+            context=context,
+            parameters=10_000,
+            eos=(EOS,),
+            weight_bytes=40_000,
+            format="float32",
+        )
+
+    def forward(self, batch: Batch, cache: Cache) -> Array:
+        self.forwards += 1
+        x = self._embedding[batch.tokens] + self._positions[batch.positions]
+        for layer in range(LAYERS):
+            qkv = self._kernels.linear(x, self._qkv[layer])
+            mixed = self._kernels.attention(
+                qkv,
+                cache,
+                layer,
+                batch.starts,
+                batch.lengths,
+                batch.tables,
+                heads=HEADS,
+                scale=HEAD**-0.5,
+            )
+            x = x + self._kernels.linear(mixed, self._out[layer])
+        return self._kernels.linear(x[batch.logit_rows], self._head)
+
+
+class Clock:
+    """Time that passes only when told: `tick` on every reading, and by hand."""
+
+    def __init__(self, tick: float = 0.001) -> None:
+        self.now = 0.0
+        self.tick = tick
+
+    def __call__(self) -> float:
+        self.now += self.tick
+        return self.now
+
+
+def toy_engine(
+    *,
+    model: Any = None,
+    kernels: Kernels | None = None,
+    clock: Callable[[], float] | None = None,
+    **config: Any,
+) -> Engine:
+    kernels = kernels or load_kernels("reference")
+    settings = {"blocks": 32, "dtype": "float32", **config}
+    model = model or Toy(kernels)
+    return Engine(model, kernels, EngineConfig(**settings), clock or Clock())
+
+
+def finish_all(engine: Engine, limit: int = 5000) -> dict[str, list[Output]]:
+    """Step until there is no work; every sequence's Outputs by id."""
+    outputs: dict[str, list[Output]] = {}
+    for _ in range(limit):
+        if not engine.has_work:
+            return outputs
+        for output in engine.step():
+            outputs.setdefault(output.id, []).append(output)
+    raise AssertionError(f"still working after {limit} steps")
+
+
+def tokens_of(outputs: list[Output]) -> list[int]:
+    return [token for output in outputs for token in output.tokens]
+
+
+def run_one(engine: Engine, tokens: list[int], sampling: Sampling, **add: Any) -> list[Output]:
+    engine.add("one", tokens, sampling, **add)
+    return finish_all(engine)["one"]
+
+
+def prompt(length: int, seed: int = 0) -> list[int]:
+    return np.random.default_rng(seed).integers(0, EOS, length).tolist()
