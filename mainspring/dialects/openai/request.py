@@ -1,0 +1,227 @@
+"""bytes -> Request."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from msgspec import Struct
+
+from mainspring.dialects.body import read_body
+from mainspring.dialects.openai.fields import (
+    PROMPTS_LIMIT,
+    ChatFields,
+    CompletionFields,
+    MessageFields,
+    SharedFields,
+    ignored_fields,
+)
+from mainspring.errors import BadRequest, Forbidden
+from mainspring.types import Message, Request, Sampling, Task
+
+__all__ = ["Ask", "parse_chat", "parse_completion"]
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+CHOICES_IN_ALL = 256
+"""`n` times the number of prompts at most."""
+
+
+class Ask(Struct, frozen=True, kw_only=True):
+    """A Request and how its answer is to be written."""
+
+    request: Request
+    created: int
+    """Unix time"""
+    stream: bool = False
+    include_usage: bool = False
+    ignored: tuple[str, ...] = ()
+    """Fields of the body that have no effect here."""
+
+
+def parse_chat(
+    body: bytes, *, id: str, arrival: float, created: int, tenant: str, template_variables: bool
+) -> Ask:
+    """A body of /v1/chat/completions. Raises BadRequest or Forbidden with the place."""
+    fields, raw = read_body(body, ChatFields)
+    variables = fields.chat_template_kwargs or {}
+    if variables and not template_variables:
+        raise Forbidden(
+            "chat_template_kwargs: this server does not let clients set template variables; "
+            "the operator can, with --template-variables",
+            param="chat_template_kwargs",
+        )
+    if fields.top_logprobs and not fields.logprobs:
+        raise BadRequest("top_logprobs: needs logprobs to be true", param="top_logprobs")
+    if fields.max_tokens == 0:
+        raise BadRequest("max_tokens: expected `int` >= 1", param="max_tokens")
+    limit = fields.max_tokens
+    if fields.max_completion_tokens is not None:
+        limit = fields.max_completion_tokens
+    logprobs = (fields.top_logprobs or 0) if fields.logprobs else None
+    request = Request(
+        id=f"chatcmpl-{id}",
+        task=Task.CHAT,
+        messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(fields.messages)),
+        template_variables=variables,
+        sampling=_sampling(fields, limit, logprobs, fields.prompt_logprobs),
+        **_shared(fields, arrival, tenant),
+    )
+    return _ask(request, fields, raw, created)
+
+
+def parse_completion(body: bytes, *, id: str, arrival: float, created: int, tenant: str) -> Ask:
+    """A body of /v1/completions. Raises BadRequest with the place."""
+    fields, raw = read_body(body, CompletionFields)
+    prompts = _prompts(fields.prompt)
+    n = fields.n or 1
+    if len(prompts) * n > CHOICES_IN_ALL:
+        raise BadRequest(
+            f"n: {len(prompts)} prompts of {n} choices are {len(prompts) * n}; the limit is "
+            f"{CHOICES_IN_ALL}",
+            param="n",
+        )
+    if fields.best_of is not None and fields.best_of != n:
+        raise BadRequest("best_of: only supported equal to n; leave it out", param="best_of")
+    if fields.max_tokens == 0 and not fields.echo:
+        raise BadRequest("max_tokens: 0 needs echo to be true", param="max_tokens")
+    top = fields.prompt_logprobs
+    if fields.echo and fields.logprobs is not None:
+        top = max(fields.logprobs, top or 0)
+    request = Request(
+        id=f"cmpl-{id}",
+        task=Task.COMPLETE,
+        prompts=prompts,
+        echo=bool(fields.echo),
+        sampling=_sampling(fields, fields.max_tokens, fields.logprobs, top),
+        **_shared(fields, arrival, tenant),
+    )
+    return _ask(request, fields, raw, created)
+
+
+def _ask(request: Request, fields: SharedFields, raw: dict[str, Any], created: int) -> Ask:
+    options = fields.stream_options
+    if fields.prompt_logprobs is not None and fields.stream:
+        raise BadRequest(
+            "prompt_logprobs: not with stream; set stream to false", param="prompt_logprobs"
+        )
+    return Ask(
+        request=request,
+        created=created,
+        stream=bool(fields.stream),
+        include_usage=bool(options and options.include_usage),
+        ignored=ignored_fields(raw, fields.__struct_fields__),
+    )
+
+
+def _shared(fields: SharedFields, arrival: float, tenant: str) -> dict[str, Any]:
+    stop = fields.stop or ()
+    return {
+        "model": fields.model,
+        "arrival": arrival,
+        "n": fields.n or 1,
+        "stop": (stop,) if isinstance(stop, str) else tuple(stop),
+        "seed": fields.seed,
+        "timeline": bool(fields.timeline),
+        "tenant": f"{tenant}\0{fields.cache_salt}" if fields.cache_salt else tenant,
+    }
+
+
+def _sampling(
+    fields: SharedFields, max_tokens: int | None, logprobs: int | None, prompt_logprobs: int | None
+) -> Sampling:
+    if max_tokens is not None and (fields.min_tokens or 0) > max_tokens:
+        raise BadRequest(
+            f"min_tokens: {fields.min_tokens} is over max_tokens, {max_tokens}", param="min_tokens"
+        )
+    given = {
+        name: value
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+            "logit_bias",
+            "min_tokens",
+            "ignore_eos",
+        )
+        if (value := getattr(fields, name)) is not None
+    }
+    return Sampling(
+        top_k=max(fields.top_k or 0, 0),
+        stop_token_ids=tuple(fields.stop_token_ids or ()),
+        max_tokens=max_tokens,
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        **given,
+    )
+
+
+def _message(fields: MessageFields, path: str) -> Message:
+    if fields.role not in ROLES:
+        raise BadRequest(
+            f"{path}.role: unknown role {fields.role[:40]!r}; use one of {', '.join(ROLES)}",
+            param=f"{path}.role",
+        )
+    calls = tuple(fields.tool_calls or ())
+    if fields.content is None and not (fields.role == "assistant" and calls):
+        raise BadRequest(
+            f"{path}.content: expected a string or a list of text parts", param=f"{path}.content"
+        )
+    return Message(
+        # Chat templates know the older name of this role.
+        role="system" if fields.role == "developer" else fields.role,
+        content=_text(fields, path),
+        name=fields.name,
+        tool_calls=calls,
+        tool_call_id=fields.tool_call_id,
+    )
+
+
+def _text(fields: MessageFields, path: str) -> str | None:
+    if fields.content is None or isinstance(fields.content, str):
+        return fields.content
+    texts = []
+    for index, part in enumerate(fields.content):
+        place = f"{path}.content[{index}]"
+        if part.type != "text":
+            raise BadRequest(
+                f"{place}.type: {part.type[:40]!r} is not supported; only text parts are",
+                param=f"{place}.type",
+            )
+        if part.text is None:
+            raise BadRequest(f"{place}.text: this field is required", param=f"{place}.text")
+        texts.append(part.text)
+    return "\n".join(texts)
+
+
+def _prompts(prompt: str | list[str | int | list[int]]) -> tuple[str | tuple[int, ...], ...]:
+    if isinstance(prompt, str):
+        return (prompt,)
+    if isinstance(prompt[0], int):
+        return (tuple(_token(item, i) for i, item in enumerate(prompt)),)
+    if len(prompt) > PROMPTS_LIMIT:
+        raise BadRequest(
+            f"prompt: {len(prompt)} prompts; the limit is {PROMPTS_LIMIT}", param="prompt"
+        )
+    if all(isinstance(item, str) for item in prompt) or all(
+        isinstance(item, list) for item in prompt
+    ):
+        return tuple(item if isinstance(item, str) else tuple(_ids(item)) for item in prompt)
+    raise BadRequest(
+        "prompt: a list holds only strings, only token ids, or only lists of token ids",
+        param="prompt",
+    )
+
+
+def _ids(item: int | list[int]) -> list[int]:
+    return item if isinstance(item, list) else [item]
+
+
+def _token(item: object, index: int) -> int:
+    if not isinstance(item, int) or not 0 <= item < 1 << 31:
+        raise BadRequest(
+            f"prompt[{index}]: expected a token id, an `int` from 0 to 2147483647",
+            param=f"prompt[{index}]",
+        )
+    return item
