@@ -1,0 +1,155 @@
+"""`mainspring pull`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mainspring.cli.command import command
+from mainspring.cli.render import size
+from mainspring.cli.settings import config_from, setting_options
+from mainspring.config import Config
+from mainspring.errors import BadRequest
+from mainspring.registry.manifest import Manifest
+from mainspring.registry.pull import Progress, pull_directory, pull_from_hub
+
+if TYPE_CHECKING:
+    import rich.progress
+
+__all__ = ["pull"]
+
+
+@command(
+    "pull",
+    params=setting_options(Config, "home"),
+    examples="""
+    mainspring pull Qwen/Qwen2.5-0.5B-Instruct
+    mainspring pull Qwen/Qwen2.5-0.5B-Instruct@main --name chat
+    mainspring pull ./checkpoint --name mine          copy a directory
+    mainspring pull ./checkpoint --name mine --link   leave it where it is
+    HF_ENDPOINT=https://hub.example HF_TOKEN=... mainspring pull team/private
+    """,
+)
+@click.argument("source")
+@click.option("--revision", help="Branch, tag or commit of the hub's repository. [default: main]")
+@click.option("--name", default="", help="What to call it here. [default: the id]")
+@click.option("--link", is_flag=True, help="A directory stays in its place; only digests are kept.")
+def pull(source: str, revision: str | None, name: str, link: bool, home: str | None) -> None:
+    """Bring SOURCE, a Hugging Face id (OWNER/NAME[@REVISION]) or a directory, into the home.
+
+    Only the files a model needs are fetched, each checked against the hub's digest, the revision
+    pinned to its commit. An interrupted pull goes on where it stopped when the command is run
+    again. Pickle weights are refused. HF_ENDPOINT names another hub, HF_TOKEN a token.
+    """
+    place = Path(config_from({"home": home}).home)
+    with shown_progress() as progress:
+        if is_directory(source):
+            if revision:
+                raise BadRequest(f"{source} is a directory, which has no revision: leave it out")
+            manifest = pull_directory(
+                Path(source).expanduser(), place, name=name, link=link, progress=progress,
+                check=refuse_unknown_family,
+            )  # fmt: skip
+        else:
+            manifest = from_hub(source, revision, name, link, place, progress)
+    click.echo(summary(manifest))
+
+
+def is_directory(source: str) -> bool:
+    """A path by its form is never looked up on a hub; OWNER/NAME is one if it exists here."""
+    by_form = source.startswith((".", "/", "~"))
+    exists = "\0" not in source and Path(source).expanduser().is_dir()
+    if by_form and not exists:
+        raise BadRequest(f"{source!r} is not a directory: give one, or OWNER/NAME of a hub")
+    return exists
+
+
+def from_hub(
+    source: str, revision: str | None, name: str, link: bool, home: Path, progress: Progress
+) -> Manifest:
+    from mainspring.registry.hub import Hub
+
+    id, _, after = source.partition("@")
+    if after and revision and after != revision:
+        raise BadRequest(f"two revisions, {after!r} and {revision!r}: give one")
+    if link:
+        raise BadRequest("--link is for directories: leave it out")
+    return pull_from_hub(
+        Hub.from_environment(), id, home, revision=revision or after or "main", name=name,
+        progress=progress, check=refuse_unknown_family,
+    )  # fmt: skip
+
+
+def refuse_unknown_family(directory: Path) -> None:
+    """Look at config.json before gigabytes come."""
+    from mainspring.cli.checkpoint import inspect_config_file
+
+    inspect_config_file(directory / "config.json")
+
+
+def summary(manifest: Manifest) -> str:
+    at = f" at {manifest.revision[:12]}" if manifest.revision else ""
+    kind = "linked" if manifest.linked else "pulled"
+    return (
+        f"{kind} {manifest.name} ({size(manifest.size)}, {len(manifest.files)} files) from "
+        f"{manifest.source}{at}\ntry: mainspring run {manifest.name}"
+    )
+
+
+@contextmanager
+def shown_progress() -> Iterator[Progress]:
+    """Bars on a terminal, a line for each finished file otherwise."""
+    if not sys.stderr.isatty():
+        yield Lines()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    with Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    ) as bars:
+        yield Bars(bars)
+
+
+class Bars:
+    def __init__(self, bars: rich.progress.Progress) -> None:
+        self.bars = bars
+        self.tasks: dict[str, rich.progress.TaskID] = {}
+
+    def files(self, sizes: Mapping[str, int]) -> None:
+        for name, total in sizes.items():
+            self.tasks[name] = self.bars.add_task(name, total=total)
+
+    def moved(self, name: str, size: int) -> None:
+        self.bars.advance(self.tasks[name], size)
+
+
+class Lines:
+    def __init__(self) -> None:
+        self.left: dict[str, int] = {}
+
+    def files(self, sizes: Mapping[str, int]) -> None:
+        self.left |= sizes
+        self.sizes = {**getattr(self, "sizes", {}), **sizes}
+
+    def moved(self, name: str, size_: int) -> None:
+        self.left[name] -= size_
+        if self.left[name] == 0:
+            click.echo(f"{name}  {size(self.sizes[name])}", err=True)

@@ -1,0 +1,80 @@
+"""`mainspring ps` and `mainspring stop`: the models of the running server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from mainspring.cli.client import Client
+from mainspring.cli.command import command
+from mainspring.cli.render import print_json, table
+from mainspring.cli.settings import config_from, setting_options
+from mainspring.config import Config
+
+__all__ = ["ps", "stop"]
+
+SERVER = setting_options(Config, "host", "port")
+
+
+@command(
+    "ps",
+    params=SERVER,
+    examples="""
+    mainspring ps
+    mainspring ps --port 8001 --json
+    """,
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for programs.")
+def ps(as_json: bool, **flags: Any) -> None:
+    """List the models that the running server has loaded, and what they do now.
+
+    A server with API keys wants one in MAINSPRING_API_KEY.
+    """
+    client = Client(config_from(flags))
+    answer = client.get("/admin/models")
+    models = answer["data"] if isinstance(answer, dict) else answer
+    if as_json:
+        print_json(models)
+    elif not models:
+        click.echo(f"{client.address} has no model loaded")
+    else:
+        head = ("NAME", "STATE", "FORMAT", "PARAMETERS", "MEMORY", "CONTEXT", "RUNNING", "WAITING",
+                "LOADED")  # fmt: skip
+        table(head, [line_of(model) for model in models], right=(3, 4, 5, 6, 7))
+
+
+def line_of(model: dict[str, Any]) -> tuple[str, ...]:
+    stats = model.get("stats") or {}
+    memory = (model.get("weight_bytes") or 0) + (model.get("kv_bytes") or 0)
+    created = model.get("created")
+    return (
+        str(model.get("name", "-")),
+        str(model.get("state", "-")),
+        str(model.get("format", "-")),
+        count(model["parameters"]) if model.get("parameters") else "-",
+        size(memory) if memory else "-",
+        f"{model['context']:,}" if model.get("context") else "-",
+        str(stats.get("running", "-")),
+        str(stats.get("waiting", "-")),
+        f"{seconds(max(0.0, time.time() - created))} ago" if created else "-",
+    )
+
+
+@command(
+    "stop",
+    params=SERVER,
+    examples="""
+    mainspring stop chat
+    MAINSPRING_API_KEY=secret mainspring stop chat --port 8001
+    """,
+)
+@click.argument("model")
+def stop(model: str, **flags: Any) -> None:
+    """Unload MODEL from the running server: its Worker ends, its memory is free.
+
+    The server goes on with its other models; ctrl-c or SIGTERM ends the server itself.
+    """
+    client = Client(config_from(flags))
+    client.post("/admin/models/unload", {"model": model})
+    click.echo(f"{model} is unloaded")
