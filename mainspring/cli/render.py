@@ -12,7 +12,7 @@ from typing import Any
 import click
 import msgspec
 
-__all__ = ["ago", "count", "facts", "heading", "print_json", "seconds", "size", "table"]
+__all__ = ["ago", "count", "facts", "heading", "print_json", "seconds", "since", "size", "table"]
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -54,7 +54,12 @@ def ago(moment: str) -> str:
         return moment or "-"
     if then.tzinfo is None:
         then = then.replace(tzinfo=UTC)
-    passed = max(0.0, time.time() - then.timestamp())
+    return since(then.timestamp())
+
+
+def since(moment: float) -> str:
+    """A Unix time as its distance from now."""
+    passed = max(0.0, time.time() - moment)
     for length, unit in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if passed >= length:
             number = int(passed // length)

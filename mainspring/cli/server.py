@@ -8,7 +8,7 @@ import click
 
 from mainspring.cli.client import Client
 from mainspring.cli.command import command
-from mainspring.cli.render import print_json, table
+from mainspring.cli.render import count, print_json, since, size, table
 from mainspring.cli.settings import config_from, setting_options
 from mainspring.config import Config
 
@@ -57,7 +57,7 @@ def line_of(model: dict[str, Any]) -> tuple[str, ...]:
         f"{model['context']:,}" if model.get("context") else "-",
         str(stats.get("running", "-")),
         str(stats.get("waiting", "-")),
-        f"{seconds(max(0.0, time.time() - created))} ago" if created else "-",
+        since(created) if created else "-",
     )
 
 
