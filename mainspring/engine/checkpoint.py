@@ -99,11 +99,10 @@ class Checkpoint:
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or "cannot be resolved"
             raise ModelError(f"{name} cannot be read: {reason}") from error
-        file = os.fdopen(descriptor, "rb", buffering=0)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            file.close()
+            os.close(descriptor)
             raise ModelError(f"{name} is not a regular file")
-        return file
+        return os.fdopen(descriptor, "rb", buffering=0)
 
     def _json(self, name: str, *, required: bool) -> dict[str, Any]:
         if not required and not (self.path / name).exists():
