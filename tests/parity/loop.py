@@ -43,12 +43,3 @@ class Loop:
             logit_rows=rows.astype(np.int32),
         )
         return self.model.forward(batch, self.cache)
-
-    def greedy(self, prompts: Sequence[Sequence[int]], count: int) -> Array:
-        """[sequences, count] tokens after the prompts."""
-        found = np.empty((len(prompts), count), np.int32)
-        new = prompts
-        for step in range(count):
-            found[:, step] = self.feed(new).argmax(axis=1)
-            new = found[:, step : step + 1].tolist()
-        return found
