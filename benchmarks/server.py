@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -93,7 +94,7 @@ async def clients(port: int, model: str, count: int, tokens: int) -> dict[str, f
         runs = await asyncio.gather(*(stream(client, model, i, tokens) for i in range(count)))
         end = time.perf_counter()
     firsts = sorted(run[1] - run[0] for run in runs)
-    gaps = sorted(b - a for run in runs for a, b in zip(run[1:], run[2:], strict=False))
+    gaps = sorted(b - a for run in runs for a, b in itertools.pairwise(run[1:]))
     return {
         "tokens_per_second": count * tokens / (end - begin),
         "first_token_p50_ms": statistics.median(firsts) * 1e3,
