@@ -13,7 +13,7 @@ from mainspring.engine.architectures import Architecture
 from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel
 from mainspring.engine.runner import Runner
-from mainspring.engine.sampler import INTERNAL, NUMERICAL, Draw, Sampler
+from mainspring.engine.sampler import INTERNAL, Draw, Sampler
 from mainspring.engine.scheduler import Scheduler, Work
 from mainspring.engine.sequence import Output, Sequence
 from mainspring.errors import BadRequest, ContextLength, Overloaded
@@ -244,9 +244,9 @@ class Engine:
         for place, (sequence, count) in enumerate(work):
             start, done = end, count == sequence.pending
             end += count if sequence.scored else int(done)
-            if sequence.scored and not self._sampler.score_prompt(logits[start:end], sequence):
-                draws[place] = NUMERICAL
-            elif done:
+            if sequence.scored:
+                draws[place] = self._sampler.score_prompt(logits[start:end], sequence)
+            if done and draws[place] is None:
                 places.append(place)
                 rows.append(end - 1)
         if rows:

@@ -77,19 +77,25 @@ class Sampler:
             self._score(raw, asking, sequences, draws)
         return draws
 
-    def score_prompt(self, logits: Array, sequence: Sequence) -> bool:
+    def score_prompt(self, logits: Array, sequence: Sequence) -> Draw | None:
         """Append the log-probabilities of the prompt tokens that follow the computed ones.
 
-        `logits` are the rows of the sequence's next tokens. False when they are not numbers.
+        `logits` are the rows of the sequence's next tokens. Returns the failure, if there is one.
         """
         start = sequence.computed + 1
         ids = sequence.tokens[start : min(start + len(logits), sequence.prompt)]
+        if not ids:
+            return None
         rows = logits[: len(ids)]
-        if not np.isfinite(rows.max(axis=1)).all():
-            return False
-        top = sequence.sampling.prompt_logprobs or 0
-        sequence.prompt_logprobs += self.log_probabilities(rows, ids, top)
-        return True
+        try:
+            if not np.isfinite(rows.max(axis=1)).all():
+                return NUMERICAL
+            top = sequence.sampling.prompt_logprobs or 0
+            sequence.prompt_logprobs += self.log_probabilities(rows, ids, top)
+        except Exception:  # one sequence's failure must not end the others
+            log.exception("scoring the prompt of sequence %s failed", sequence.id)
+            return INTERNAL
+        return None
 
     def log_probabilities(self, logits: Array, ids: Items[int], top: int) -> list[TokenLogprob]:
         """Of each row's `ids` entry and its `top` likeliest tokens."""

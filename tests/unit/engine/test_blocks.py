@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from mainspring.engine.blocks import BlockPool, block_digests
+from mainspring.kernels import BLOCK
+
+
+def digests(tokens: list[int], salt: bytes = b"") -> list[bytes]:
+    known: list[bytes] = []
+    block_digests(salt, tokens, known)
+    return known
+
+
+def publish_all(pool: BlockPool, tokens: list[int]) -> list[int]:
+    chain = digests(tokens)
+    blocks = pool.allocate(len(chain))
+    for block, digest in zip(blocks, chain, strict=True):
+        pool.publish(block, digest)
+    return blocks
+
+
+def test_only_full_blocks_have_digests_and_they_grow_incrementally() -> None:
+    tokens = list(range(3 * BLOCK + 5))
+    known = digests(tokens[: BLOCK + 1])
+    assert len(known) == 1
+    block_digests(b"", tokens, known)
+    assert known == digests(tokens) and len(known) == 3
+
+
+def test_a_digest_says_the_whole_prefix_and_the_salt() -> None:
+    tokens = list(range(2 * BLOCK))
+    changed = [7, *tokens[1:]]
+    assert digests(tokens)[1] != digests(changed)[1]
+    assert digests(tokens)[0] != digests(tokens, b"tenant")[0]
+    assert digests(tokens, b"tenant") == digests(tokens, b"tenant")
+
+
+def test_released_blocks_are_found_again_until_they_are_needed() -> None:
+    pool = BlockPool(4)
+    tokens = list(range(3 * BLOCK))
+    blocks = publish_all(pool, tokens)
+    assert (pool.used, pool.cached, pool.available) == (3, 0, 1)
+    pool.release(blocks)
+    assert (pool.used, pool.cached, pool.available) == (0, 3, 4)
+    assert pool.match(digests(tokens)) == blocks
+    # The free block goes first, then the tail of the chain: its head can still be reached.
+    taken = pool.allocate(2)
+    assert taken[1] == blocks[2]
+    assert pool.match(digests(tokens)) == blocks[:2]
+    pool.check([taken])
+
+
+def test_eviction_takes_the_least_recently_used_chain() -> None:
+    pool = BlockPool(4)
+    old, new = list(range(2 * BLOCK)), list(range(100, 100 + 2 * BLOCK))
+    first = publish_all(pool, old)
+    second = publish_all(pool, new)
+    pool.release(first)
+    pool.release(second)
+    hits = pool.match(digests(old))  # used again, so it is now the younger one
+    pool.share(hits)
+    pool.release(hits)
+    pool.allocate(2)
+    assert pool.match(digests(new)) == []
+    assert pool.match(digests(old)) == first
+
+
+def test_shared_blocks_stay_until_the_last_holder_leaves() -> None:
+    pool = BlockPool(2)
+    tokens = list(range(BLOCK))
+    blocks = publish_all(pool, tokens)
+    assert pool.idle(blocks) == 0
+    pool.share(blocks)
+    pool.check([blocks, blocks])
+    pool.release(blocks)
+    assert pool.used == 1
+    pool.release(blocks)
+    assert pool.used == 0 and pool.idle(blocks) == 1
+    pool.check()
+
+
+def test_of_two_equal_blocks_the_first_is_found() -> None:
+    pool = BlockPool(2)
+    tokens = list(range(BLOCK))
+    first, second = publish_all(pool, tokens), publish_all(pool, tokens)
+    assert pool.match(digests(tokens)) == first
+    pool.release(first + second)
+    assert (pool.cached, pool.available) == (1, 2)
+    pool.check()
+
+
+def test_check_sees_a_leak_and_a_wrong_holder_count() -> None:
+    pool = BlockPool(4)
+    blocks = pool.allocate(2)
+    pool.check([blocks])
+    with pytest.raises(AssertionError, match="counts 1 holders, 0 tables"):
+        pool.check()
+    with pytest.raises(AssertionError, match="counts 1 holders, 2 tables"):
+        pool.check([blocks, blocks])
+    pool._free.pop()
+    with pytest.raises(AssertionError, match="are not the pool's 4"):
+        pool.check([blocks])
+
+
+def test_random_operations_keep_the_books() -> None:
+    rng = random.Random(7)
+    pool = BlockPool(24)
+    held: list[list[int]] = []
+    for _ in range(3000):
+        if held and (rng.random() < 0.5 or pool.available < 6):
+            pool.release(held.pop(rng.randrange(len(held))))
+        else:
+            start = rng.randrange(4)
+            tokens = [start] * (BLOCK * rng.randint(1, 6))
+            chain = digests(tokens)
+            hits = pool.match(chain)
+            pool.share(hits)
+            fresh = pool.allocate(len(chain) - len(hits))
+            blocks = hits + fresh
+            for block, digest in zip(blocks, chain, strict=True):
+                pool.publish(block, digest)
+            held.append(blocks)
+        pool.check(held)
+    for blocks in held:
+        pool.release(blocks)
+    pool.check()
