@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.layers.attention import Attention, layer_windows
-from mainspring.engine.layers.block import SandwichBlock
+from mainspring.engine.layers.block import Block, SandwichBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.feedforward import FeedForward
 from mainspring.engine.layers.rope import Rope
@@ -28,23 +28,24 @@ def build(source: Source) -> Architecture:
     rope = Rope.of(fields, sizes, source.context)
     bias = fields.flag("attention_bias")
     windows = layer_windows(fields, sizes.layers, lambda layer: layer % 2 == 0)
-    blocks = []
-    for layer, window in enumerate(windows):
+
+    def block(layer: int) -> Block:
         attention = Attention.load(
             source,
             layer,
             rope,
             qkv_bias=bias,
             output_bias=bias,
-            window=window,
+            window=windows[layer],
             scale=fields.number("query_pre_attn_scalar", low=1e-3, high=1e6) ** -0.5,
             softcap=fields.number("attn_logit_softcapping", 0.0, high=1e6),
         )
         mixer = FeedForward.load(source, f"model.layers.{layer}.mlp")
-        blocks.append(SandwichBlock.load(source, attention, mixer))
+        return SandwichBlock.load(source, attention, mixer)
+
     return Decoder(
         source,
-        blocks,
+        block,
         [rope],
         norm=1 + source.vector("model.norm.weight", sizes.hidden),
         embedding_scale=sizes.hidden**0.5,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.fields import Fields
 from mainspring.engine.layers.attention import Attention, layer_windows
-from mainspring.engine.layers.block import SandwichBlock
+from mainspring.engine.layers.block import Block, SandwichBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.feedforward import FeedForward
 from mainspring.engine.layers.rope import Rope
@@ -40,14 +40,16 @@ def build(source: Source) -> Architecture:
     everywhere, local = Rope.of(fields, sizes, source.context), _local_rope(source)
     pattern = fields.integer("sliding_window_pattern")
     windows = layer_windows(fields, sizes.layers, lambda layer: (layer + 1) % pattern != 0)
-    blocks = []
-    for layer, window in enumerate(windows):
-        attention = _attention(source, layer, local if window else everywhere, window)
+
+    def block(layer: int) -> Block:
+        rope = local if windows[layer] else everywhere
+        attention = _attention(source, layer, rope, windows[layer])
         mixer = FeedForward.load(source, f"model.layers.{layer}.mlp")
-        blocks.append(SandwichBlock.load(source, attention, mixer))
+        return SandwichBlock.load(source, attention, mixer)
+
     return Decoder(
         source,
-        blocks,
+        block,
         [everywhere, local],
         norm=1 + source.vector("model.norm.weight", sizes.hidden),
         embedding_scale=sizes.hidden**0.5,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.layers.attention import Attention
-from mainspring.engine.layers.block import PreNormBlock
+from mainspring.engine.layers.block import Block, PreNormBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.feedforward import FeedForward
 from mainspring.engine.layers.rope import Rope
@@ -18,11 +18,12 @@ def build(source: Source) -> Architecture:
     fields = source.fields
     rope = Rope.of(fields, source.sizes, source.context)
     attention_bias, mlp_bias = fields.flag("attention_bias"), fields.flag("mlp_bias")
-    blocks = []
-    for layer in range(source.sizes.layers):
+
+    def block(layer: int) -> Block:
         attention = Attention.load(
             source, layer, rope, qkv_bias=attention_bias, output_bias=attention_bias
         )
         mixer = FeedForward.load(source, f"model.layers.{layer}.mlp", bias=mlp_bias)
-        blocks.append(PreNormBlock.load(source, attention, mixer))
-    return Decoder(source, blocks, [rope])
+        return PreNormBlock.load(source, attention, mixer)
+
+    return Decoder(source, block, [rope])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.layers.attention import Attention
-from mainspring.engine.layers.block import PreNormBlock
+from mainspring.engine.layers.block import Block, PreNormBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.moe import Experts
 from mainspring.engine.layers.rope import Rope
@@ -25,8 +25,8 @@ def build(source: Source) -> Architecture:
     rope = Rope.of(fields, source.sizes, source.context)
     window = fields.integer("sliding_window", 0, low=0, high=1 << 24)
     count = fields.integer("num_local_experts", high=4096)
-    blocks = []
-    for layer in range(source.sizes.layers):
+
+    def block(layer: int) -> Block:
         attention = Attention.load(source, layer, rope, window=window)
         experts = Experts.load(
             source,
@@ -37,8 +37,9 @@ def build(source: Source) -> Architecture:
             inner=source.sizes.inner,
             normalize=True,
         )
-        blocks.append(PreNormBlock.load(source, attention, experts))
-    return Decoder(source, blocks, [rope])
+        return PreNormBlock.load(source, attention, experts)
+
+    return Decoder(source, block, [rope])
 
 
 def rename(name: str) -> str | None:

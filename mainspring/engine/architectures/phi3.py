@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.layers.attention import Attention
-from mainspring.engine.layers.block import PreNormBlock
+from mainspring.engine.layers.block import Block, PreNormBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.feedforward import FeedForward
 from mainspring.engine.layers.rope import Rope
@@ -20,9 +20,10 @@ def build(source: Source) -> Architecture:
     """With LongRoPE the trained context is served, and a longer one where it is asked for."""
     rope = Rope.of(source.fields, source.sizes, source.context)
     window = source.fields.integer("sliding_window", 0, low=0, high=1 << 24)
-    blocks = []
-    for layer in range(source.sizes.layers):
+
+    def block(layer: int) -> Block:
         attention = Attention.load(source, layer, rope, qkv_names=["qkv_proj"], window=window)
         mixer = FeedForward.load(source, f"model.layers.{layer}.mlp", names=["gate_up_proj"])
-        blocks.append(PreNormBlock.load(source, attention, mixer))
-    return Decoder(source, blocks, [rope])
+        return PreNormBlock.load(source, attention, mixer)
+
+    return Decoder(source, block, [rope])

@@ -5,28 +5,30 @@ from __future__ import annotations
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.fields import Fields
 from mainspring.engine.layers.attention import Attention, layer_windows
-from mainspring.engine.layers.block import PreNormBlock
+from mainspring.engine.layers.block import Block, PreNormBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.feedforward import FeedForward
 from mainspring.engine.layers.rope import Rope
 from mainspring.engine.source import Source
 
-__all__ = ["DEFAULTS", "build", "windows"]
+__all__ = ["DEFAULTS", "build", "upper_windows"]
 
 DEFAULTS = {"sliding_window": 4096, "max_window_layers": 28}
 
 
 def build(source: Source) -> Architecture:
     rope = Rope.of(source.fields, source.sizes, source.context)
-    blocks = []
-    for layer, window in enumerate(windows(source.fields, source.sizes.layers)):
-        attention = Attention.load(source, layer, rope, qkv_bias=True, window=window)
+    windows = upper_windows(source.fields, source.sizes.layers)
+
+    def block(layer: int) -> Block:
+        attention = Attention.load(source, layer, rope, qkv_bias=True, window=windows[layer])
         mixer = FeedForward.load(source, f"model.layers.{layer}.mlp")
-        blocks.append(PreNormBlock.load(source, attention, mixer))
-    return Decoder(source, blocks, [rope])
+        return PreNormBlock.load(source, attention, mixer)
+
+    return Decoder(source, block, [rope])
 
 
-def windows(fields: Fields, layers: int) -> tuple[int, ...]:
+def upper_windows(fields: Fields, layers: int) -> tuple[int, ...]:
     """Each layer's window: none without `use_sliding_window`, else from `max_window_layers` on."""
     if not fields.flag("use_sliding_window"):
         return (0,) * layers

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mainspring.engine.architectures import Architecture
-from mainspring.engine.architectures.qwen2 import windows
+from mainspring.engine.architectures.qwen2 import upper_windows
 from mainspring.engine.layers.attention import Attention
-from mainspring.engine.layers.block import PreNormBlock
+from mainspring.engine.layers.block import Block, PreNormBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.feedforward import FeedForward
 from mainspring.engine.layers.rope import Rope
@@ -18,11 +18,13 @@ DEFAULTS = {"head_dim": 128, "sliding_window": 4096, "max_window_layers": 28}
 
 def build(source: Source) -> Architecture:
     rope = Rope.of(source.fields, source.sizes, source.context)
-    blocks = []
-    for layer, window in enumerate(windows(source.fields, source.sizes.layers)):
+    windows = upper_windows(source.fields, source.sizes.layers)
+
+    def block(layer: int) -> Block:
         mixer = FeedForward.load(source, f"model.layers.{layer}.mlp")
-        blocks.append(PreNormBlock.load(source, attention(source, layer, rope, window), mixer))
-    return Decoder(source, blocks, [rope])
+        return PreNormBlock.load(source, attention(source, layer, rope, windows[layer]), mixer)
+
+    return Decoder(source, block, [rope])
 
 
 def attention(source: Source, layer: int, rope: Rope, window: int) -> Attention:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.architectures.qwen3 import attention
-from mainspring.engine.layers.block import Mixer, PreNormBlock
+from mainspring.engine.layers.block import Block, Mixer, PreNormBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.feedforward import FeedForward
 from mainspring.engine.layers.moe import Experts
@@ -27,11 +27,12 @@ def build(source: Source) -> Architecture:
     window = 0
     if fields.flag("use_sliding_window"):
         window = fields.integer("sliding_window", high=1 << 24)
-    blocks = []
-    for layer in range(source.sizes.layers):
+
+    def block(layer: int) -> Block:
         mixed = attention(source, layer, rope, window)
-        blocks.append(PreNormBlock.load(source, mixed, _mixer(source, layer)))
-    return Decoder(source, blocks, [rope])
+        return PreNormBlock.load(source, mixed, _mixer(source, layer))
+
+    return Decoder(source, block, [rope])
 
 
 def _mixer(source: Source, layer: int) -> Mixer:

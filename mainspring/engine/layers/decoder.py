@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -22,24 +22,27 @@ class Decoder:
     def __init__(
         self,
         source: Source,
-        blocks: Sequence[Block],
+        block: Callable[[int], Block],
         ropes: Sequence[Rope],
         *,
         norm: Array | None = None,
         embedding_scale: float = 1.0,
         softcap: float = 0.0,
     ) -> None:
-        """`norm`: the final norm's gain, where it is not simply `model.norm.weight`."""
+        """`block` loads the layer of that number. Embedding and head come before them: the largest
+        matrices are packed while little else is in memory. `norm` is the final norm's gain, where
+        it is not simply `model.norm.weight`.
+        """
         sizes = source.sizes
         self.kernels = source.kernels
         self.eps = sizes.eps
-        self.blocks = tuple(blocks)
         self.ropes = tuple(ropes)
         self.embedding_scale = np.float32(embedding_scale)
         self.softcap = softcap
         self.norm = source.vector("model.norm.weight", sizes.hidden) if norm is None else norm
         self.embedding = source.embedding("model.embed_tokens")
         self.head = self.embedding if sizes.tied else source.embedding("lm_head")
+        self.blocks = tuple(block(layer) for layer in range(sizes.layers))
         self.shape = ModelShape(
             family=sizes.family,
             layers=sizes.layers,
