@@ -8,12 +8,14 @@ from typing import Any
 
 import msgspec
 
-from mainspring.engine.weights import CheckpointInfo, inspect_checkpoint, inspect_config
+from mainspring.engine import weights
+from mainspring.engine.quantize import FORMATS
+from mainspring.engine.weights import CheckpointInfo, inspect_checkpoint
 from mainspring.errors import ModelError
 from mainspring.registry import resolve
 from mainspring.registry.verify import read_limited
 
-__all__ = ["Subject", "inspect_config_file", "read_config", "subject_of"]
+__all__ = ["Subject", "config_of", "inspect_config_file", "subject_of"]
 
 CONFIG_LIMIT = 16 << 20
 
@@ -31,15 +33,19 @@ class Subject:
 
 def subject_of(model: str, home: Path) -> Subject:
     """Raises ModelNotFound, ModelError, BadRequest as `resolve` and the Engine do."""
-    path = Path(model).expanduser()
+    config = config_of(model, home)
     if model.endswith(".json"):
-        config = read_config(path)
-        return Subject(
-            path.resolve().parent.name or path.name, config, inspect_config(config), None
-        )
+        name = Path(model).expanduser().resolve().parent.name
+        return Subject(name, config, inspect_config(config), None)
     found = resolve(model, home)
-    config = read_config(found.path / "config.json")
     return Subject(found.name, config, inspect_checkpoint(found.path), found.path)
+
+
+def config_of(model: str, home: Path) -> dict[str, Any]:
+    """The config.json of a name, a directory or its own path; weights need not be there."""
+    if model.endswith(".json"):
+        return read_config(Path(model).expanduser())
+    return read_config(resolve(model, home).path / "config.json")
 
 
 def inspect_config_file(path: Path) -> CheckpointInfo:
@@ -50,8 +56,24 @@ def inspect_config_file(path: Path) -> CheckpointInfo:
 def read_config(path: Path) -> dict[str, Any]:
     """The JSON object in the file. Raises ModelError naming file and reason."""
     try:
-        return msgspec.json.decode(read_limited(path, CONFIG_LIMIT), type=dict[str, Any])
+        found = msgspec.json.decode(read_limited(path, CONFIG_LIMIT), type=dict[str, Any])
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror}): check the path") from error
     except ValueError as error:
         raise ModelError(f"{path} is not a config.json: {error}") from error
+    return found
+
+
+def inspect_config(config: dict[str, Any]) -> CheckpointInfo:
+    """As `inspect_checkpoint`, from the config alone."""
+    family, fields = weights._family(config)
+    plan = weights._plan(family, fields, None, {}, 0)
+    shape = plan.shape()
+    per_token = 2 * shape.layers * shape.kv_heads * shape.head
+    return CheckpointInfo(
+        shape=shape,
+        dtype=str(config.get("torch_dtype") or config.get("dtype") or ""),
+        file_bytes=0,
+        weight_bytes={format: plan.bytes_in(format) for format in FORMATS},
+        kv_bytes={"float32": 4 * per_token, "bf16": 2 * per_token},
+    )
