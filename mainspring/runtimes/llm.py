@@ -1,0 +1,313 @@
+"""The runtime of language models: text in, text out, over a supervised Worker."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from mainspring.config import ModelConfig
+from mainspring.errors import BadRequest, ContextLength, Overloaded, Unavailable
+from mainspring.runtimes.answer import Answer
+from mainspring.runtimes.choice import Choice
+from mainspring.runtimes.supervisor import Supervisor
+from mainspring.runtimes.template import ChatTemplate, read_template, template_messages
+from mainspring.runtimes.tokenizer import Guard, Tokenizer
+from mainspring.types import Chunk, EngineStats, ModelInfo, Request, Sampling, Task
+
+__all__ = ["LLMRuntime"]
+
+SEEDS = 1 << 63
+OUTPUT_GUESS = 128.0
+"""output tokens of a choice, before any has ended"""
+RETRY_LIMIT = 300.0
+RESERVED_VARIABLES = frozenset({"messages", "chat_template", "raise_exception", "strftime_now"})
+
+T = TypeVar("T")
+
+
+class LLMRuntime:
+    """Serves one model. All methods belong to the event loop's thread.
+
+    At most `max_running + max_queue` choices are in the runtime at a time. `template_variables`
+    says whether a request may bring variables for the chat template.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        config: ModelConfig,
+        *,
+        stall_seconds: float = 5.0,
+        template_variables: bool = False,
+    ) -> None:
+        self.name = name
+        self._path = path
+        self._config = config
+        self._template_variables = template_variables
+        self._supervisor = Supervisor(name, path, config, stall_seconds=stall_seconds)
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix=f"tokenize-{name}")
+        self._parts: tuple[Tokenizer, ChatTemplate] | None = None
+        self._info: ModelInfo | None = None
+        self._places = config.max_running + config.max_queue
+        self._taken = 0
+        self._answers: set[Answer] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopped = False
+        self._typical = OUTPUT_GUESS
+
+    # Life -----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Start the Worker and load the model.
+
+        Raises ModelError or InsufficientMemory saying why it cannot be served, WorkerLost when
+        its Worker keeps crashing.
+        """
+        try:
+            template = ChatTemplate(await self._in_thread(lambda: read_template(self._path)))
+            ready, tokenizer, _ = await asyncio.gather(
+                self._supervisor.start(),
+                self._in_thread(lambda: Tokenizer(self._path)),
+                template.start(),
+            )
+            tokenizer.check(ready.vocabulary)
+        except BaseException:
+            await self.stop()
+            raise
+        self._parts = tokenizer, template
+        self._info = ModelInfo(
+            name=self.name,
+            family=ready.family,
+            parameters=ready.parameters,
+            format=ready.format,
+            context=ready.context,
+            vocabulary=ready.vocabulary,
+            weight_bytes=ready.weight_bytes,
+            kv_bytes=ready.kv_bytes,
+            max_running=self._config.max_running,
+            created=int(time.time()),
+        )
+
+    async def stop(self, drain: float = 0.0) -> None:
+        """Take nothing new, let what runs end for at most `drain` seconds, end the Worker."""
+        self._stopped = True
+        if drain > 0:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._idle.wait(), drain)
+        await self._supervisor.stop()
+        if self._parts:
+            await self._parts[1].stop()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    # What is known of it --------------------------------------------------------------------------
+
+    @property
+    def info(self) -> ModelInfo:
+        """Raises Unavailable before `start` has ended."""
+        if self._info is None:
+            raise Unavailable(f"model {self.name} is loading")
+        return self._info
+
+    @property
+    def restarts(self) -> int:
+        """How often the Worker was lost."""
+        return self._supervisor.restarts
+
+    @property
+    def worker(self) -> int | None:
+        """The Worker's process id, while there is one."""
+        return self._supervisor.pid
+
+    def stats(self) -> EngineStats:
+        """The Engine's numbers, at most half a second old."""
+        return self._supervisor.stats
+
+    def unhealthy(self) -> str | None:
+        """None when requests are being answered; else why not."""
+        if self._stopped:
+            return "stopping"
+        return self._supervisor.unhealthy() or (None if self._info else "loading")
+
+    # Requests -------------------------------------------------------------------------------------
+
+    async def run(self, request: Request) -> AsyncGenerator[Chunk, None]:
+        """Stream the answer; closing the generator cancels it, wherever it is.
+
+        Raises BadRequest, ContextLength, Overloaded, Unavailable, or what went wrong in between.
+        """
+        places = request.n * (1 if request.task is Task.CHAT else len(request.prompts))
+        self._admit(places)
+        self._taken += places
+        self._idle.clear()
+        answer: Answer | None = None
+        try:
+            choices = await self._choices(request)
+            answer = Answer(request, self._supervisor, choices, time.monotonic())
+            self._answers.add(answer)
+            async with contextlib.aclosing(answer.chunks()) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+            self._typical += 0.1 * (answer.output / places - self._typical)
+        finally:
+            self._taken -= places
+            if answer is not None:
+                answer.close()
+                self._answers.discard(answer)
+            if not self._taken:
+                self._idle.set()
+
+    def _admit(self, places: int) -> None:
+        if self._stopped or self._parts is None:
+            raise Unavailable(f"model {self.name} is {self.unhealthy() or 'loading'}")
+        if self._supervisor.lost:
+            raise Unavailable(f"model {self.name} is {self._supervisor.unhealthy()}")
+        if places > self._places:
+            raise BadRequest(
+                f"the request has {places} choices; this server takes {self._places} at a time",
+                param="n",
+            )
+        if self._taken + places > self._places:
+            raise Overloaded(
+                f"model {self.name} has {self._taken} requests, the most it takes",
+                retry_after=self._wait(places),
+            )
+
+    def _wait(self, places: int) -> float:
+        """Predicted seconds until `places` requests have ended, from learned costs; at least 1.
+
+        All outstanding work, in the batches that the Engine makes of it, divided evenly.
+        """
+        stats = self._supervisor.stats
+        prompt = output = 0.0
+        for answer in self._answers:
+            tokens, choices = answer.remaining
+            prompt += tokens
+            for done, most in choices:
+                likely = max(self._typical - done, 1.0)
+                output += likely if most is None else min(likely, most - done)
+        steps = output / self._config.max_running
+        work = (
+            prompt * stats.prefill_seconds_per_token
+            + output * stats.decode_seconds_per_token
+            + steps * stats.step_seconds
+        )
+        return min(RETRY_LIMIT, max(1.0, work * places / max(1, self._taken)))
+
+    # From a request to choices --------------------------------------------------------------------
+
+    async def _choices(self, request: Request) -> list[Choice]:
+        assert self._parts is not None
+        tokenizer, template = self._parts
+        chat = request.task is Task.CHAT
+        if chat:
+            prompts = [(await self._chat(request, tokenizer, template), "")]
+        else:
+            prompts = await self._in_thread(lambda: list(self._prompts(request, tokenizer)))
+        for ids, _ in prompts:
+            self._check(ids, request.sampling)
+        seed = secrets.randbelow(SEEDS) if request.seed is None else request.seed
+        choices: list[Choice] = []
+        for ids, echo in prompts:
+            for _ in range(request.n):
+                index = len(choices)
+                sampling = msgspec.structs.replace(request.sampling, seed=(seed + index) % SEEDS)
+                choices.append(
+                    Choice(
+                        index,
+                        tokenizer,
+                        ids,
+                        sampling,
+                        stop=request.stop,
+                        echo=echo,
+                        continues=not chat,
+                    )
+                )
+        return choices
+
+    async def _chat(
+        self, request: Request, tokenizer: Tokenizer, template: ChatTemplate
+    ) -> list[int]:
+        variables = request.template_variables
+        if variables and not self._template_variables:
+            raise BadRequest(
+                "chat_template_kwargs are not allowed here; the operator can allow them with "
+                "--template-variables",
+                param="chat_template_kwargs",
+            )
+        if reserved := sorted(RESERVED_VARIABLES & variables.keys()):
+            raise BadRequest(
+                f"chat_template_kwargs cannot set {reserved[0]}", param="chat_template_kwargs"
+            )
+
+        def guard() -> tuple[str, Any, Any]:
+            messages = template_messages(request.messages)
+            texts = list(_texts([messages, variables]))
+            tokenizer.check_length("".join(texts), self.info.context, self.name)
+            guarded = Guard(tokenizer.special, texts)
+            return guarded.mark, guarded(messages), guarded(variables)
+
+        mark, messages, variables = await self._in_thread(guard)
+        variables = {"add_generation_prompt": True, **variables}
+        text = await template.render(messages, variables, mark)
+        return await self._in_thread(lambda: tokenizer.encode_guarded(text, mark))
+
+    def _prompts(self, request: Request, tokenizer: Tokenizer) -> Iterator[tuple[list[int], str]]:
+        """Ids and echoed text of each prompt."""
+        for prompt in request.prompts:
+            if isinstance(prompt, str):
+                tokenizer.check_length(prompt, self.info.context, self.name)
+                yield tokenizer.encode(prompt), prompt if request.echo else ""
+            else:
+                self._check_ids(prompt)
+                yield list(prompt), tokenizer.decode(prompt) if request.echo else ""
+
+    def _check_ids(self, ids: tuple[int, ...]) -> None:
+        vocabulary = self.info.vocabulary
+        if ids and not (min(ids) >= 0 and max(ids) < vocabulary):
+            worst = min(ids) if min(ids) < 0 else max(ids)
+            raise BadRequest(
+                f"token id {worst} is not in the vocabulary, 0 to {vocabulary - 1}", param="prompt"
+            )
+
+    def _check(self, ids: list[int], sampling: Sampling) -> None:
+        context, asked = self.info.context, sampling.max_tokens or 1
+        if not ids:
+            raise BadRequest("the prompt holds no tokens; send at least one", param="prompt")
+        if len(ids) >= context:
+            raise ContextLength(
+                f"the prompt has {len(ids)} tokens; the context of {self.name} is {context}, and "
+                "the answer needs at least one of them",
+                param="prompt",
+            )
+        if len(ids) + asked > context:
+            raise ContextLength(
+                f"the prompt has {len(ids)} tokens and max_tokens asks for {asked}; the context "
+                f"of {self.name} is {context}: ask for at most {context - len(ids)}",
+                param="max_tokens",
+            )
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a value made of dictionaries and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)

@@ -1,0 +1,304 @@
+"""The server's side of a Worker: start it, watch it, restart it, replay what was in flight.
+
+A Worker is alive while it makes progress, not while it exists. When it exits, falls silent or
+stands still with work in hand, it is killed and started again, and every flight is added again
+with the tokens that had already arrived, so that its stream continues where it stopped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mainspring.config import ModelConfig
+from mainspring.errors import InternalError, MainspringError, Unavailable, WorkerLost
+from mainspring.runtimes.link import Link
+from mainspring.runtimes.protocol import (
+    Add,
+    Beat,
+    Cancel,
+    Failed,
+    Load,
+    Loading,
+    Output,
+    Ready,
+    Rejected,
+    Shutdown,
+    Step,
+    error_from,
+)
+from mainspring.types import EngineStats, Sampling
+
+__all__ = ["Flight", "Supervisor"]
+
+log = logging.getLogger("mainspring.worker")
+
+WORKER = (sys.executable, "-m", "mainspring.runtimes.worker")
+CRASHES, CRASH_SECONDS = 5, 60.0
+"""so many crashes within this time and the requests in flight are given up"""
+POISON = 3
+"""crashes that one request may be part of"""
+BACKOFF, BACKOFF_LIMIT = 0.25, 15.0
+LOAD_SILENCE = 30.0
+"""seconds without a heartbeat while loading; packing a large matrix can hold the interpreter"""
+WATCH_SECONDS = 0.25
+EXIT_SECONDS = 2.0
+"""for a Worker that is leaving by itself; then it is killed"""
+
+
+class Flight:
+    """One sequence that a Worker is to compute, until its last Output.
+
+    `take` gets each Output, or the error that ended the flight.
+    """
+
+    __slots__ = (
+        "crashes",
+        "generated",
+        "id",
+        "prompt",
+        "replays",
+        "salt",
+        "sampling",
+        "sent",
+        "take",
+    )
+
+    def __init__(
+        self,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        salt: bytes,
+        take: Callable[[Output | MainspringError], None],
+    ) -> None:
+        self.id = ""
+        self.prompt = tuple(prompt)
+        self.sampling = sampling
+        self.salt = salt
+        self.take = take
+        self.generated: list[int] = []
+        self.sent = False
+        """a Worker has it, or had it when it crashed"""
+        self.crashes = 0
+        self.replays: list[float] = []
+        """when it was added again, in seconds of the monotonic clock"""
+
+
+class Supervisor:
+    """Keeps one Worker alive. All methods belong to the event loop's thread."""
+
+    def __init__(
+        self,
+        name: str,
+        path: Path,
+        config: ModelConfig,
+        *,
+        stall_seconds: float,
+        command: Sequence[str] = WORKER,
+    ) -> None:
+        self.name = name
+        self.stall_seconds = stall_seconds
+        self.restarts = 0
+        self.stats = EngineStats()
+        self.loaded: Ready | None = None
+        self.flights: dict[str, Flight] = {}
+        self._load = Load(str(path.resolve()), config)
+        self._command = tuple(command)
+        self._link: Link | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._started: asyncio.Future[Ready] | None = None
+        self._reason = "not started"
+        self._lost = False
+        self._stopping = False
+        self._numbers = 0
+        self._crashes: list[float] = []
+
+    @property
+    def pid(self) -> int | None:
+        """The Worker's process id, while there is one."""
+        return self._link.pid if self._link else None
+
+    def unhealthy(self) -> str | None:
+        """None when the Worker is up; else why it is not."""
+        return self._reason or None
+
+    @property
+    def lost(self) -> bool:
+        """Restarts have not helped lately: nothing new is taken in."""
+        return self._lost
+
+    async def start(self) -> Ready:
+        """Start the Worker and wait until its model is loaded. Raises what loading raised."""
+        self._started = asyncio.get_running_loop().create_future()
+        self._reason = "loading"
+        self._task = asyncio.create_task(self._supervise(), name=f"supervise {self.name}")
+        self._task.add_done_callback(self._supervised)
+        try:
+            return await self._started
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End the Worker; what is in flight fails with Unavailable."""
+        self._stopping = True
+        self._reason = "stopped"
+        if self._link:
+            self._link.send(Shutdown())
+            await self._link.end(EXIT_SECONDS)
+        if self._task:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        self._fail_all(Unavailable(f"model {self.name} is being unloaded"))
+
+    def submit(self, flight: Flight) -> None:
+        """Hand a flight to the Worker, now or as soon as it is up again."""
+        self._numbers += 1
+        flight.id = str(self._numbers)
+        if not self.flights and self._link:
+            self._link.advanced = time.monotonic()
+        self.flights[flight.id] = flight
+        self._send(flight)
+
+    def cancel(self, flight: Flight) -> None:
+        """Forget the flight; the Worker frees it within a step. Idempotent."""
+        if self.flights.pop(flight.id, None) and self._link and flight.sent:
+            self._link.send(Cancel(flight.id))
+
+    def _send(self, flight: Flight) -> None:
+        if self._link and self._link.ready:
+            generated = tuple(flight.generated)
+            message = Add(flight.id, flight.prompt, flight.sampling, flight.salt, generated)
+            self._link.send(message)
+            flight.sent = True
+
+    def _supervised(self, task: asyncio.Task[None]) -> None:
+        """Supervision itself must not end unseen."""
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        log.critical("supervision of %s failed", self.name, exc_info=error)
+        self._reason = "supervision failed"
+        self._fail_all(InternalError("the worker's supervision failed", detail=repr(error)))
+
+    # Life of a Worker -----------------------------------------------------------------------------
+
+    async def _supervise(self) -> None:
+        """Worker after Worker, until stopped or until the model cannot be loaded at all."""
+        while not self._stopping:
+            try:
+                link = self._link = await Link.spawn(self._command, self._take)
+            except OSError as error:
+                failure, why = None, f"cannot be started: {error.strerror}"
+            else:
+                link.send(self._load)
+                stalled = await self._watch(link)
+                ended = await link.end(0.0 if stalled else EXIT_SECONDS)
+                failure, why = link.failure, stalled or ended
+            self._link = None
+            if self._stopping or not self._crashed(failure, why):
+                return
+            await asyncio.sleep(self._pause())
+
+    async def _watch(self, link: Link) -> str:
+        """Wait for the Worker's end. Returns why it has to be killed first, or an empty text."""
+        checked = time.monotonic()
+        while not link.closed.done():
+            await asyncio.wait([link.closed], timeout=WATCH_SECONDS)
+            now = time.monotonic()
+            if now - checked > 4 * WATCH_SECONDS:
+                link.excuse()  # this process was not running either, so silence proves nothing
+            checked = now
+            silence = self.stall_seconds if link.ready else max(LOAD_SILENCE, self.stall_seconds)
+            if now - link.heard > silence:
+                return f"no heartbeat for {silence:g} s"
+            working = link.ready and (link.busy or self.flights)
+            if working and now - link.advanced > self.stall_seconds:
+                return f"no progress for {self.stall_seconds:g} s"
+        return ""
+
+    def _crashed(self, failure: Failed | None, why: str) -> bool:
+        """Account for a lost Worker. False: the model cannot be loaded, so there is no next."""
+        assert self._started is not None
+        now = time.monotonic()
+        self._crashes = [t for t in self._crashes if now - t < CRASH_SECONDS] + [now]
+        self._reason = failure.message if failure else f"restarting its worker: {why}"
+        if failure and not self._started.done():
+            self._started.set_exception(error_from(failure.code, failure.message, failure.param))
+            return False
+        self.restarts += 1
+        log.error("worker of %s lost: %s; restart %d", self.name, self._reason, self.restarts)
+        for flight in [f for f in self.flights.values() if f.sent]:
+            flight.crashes += 1
+            if flight.crashes >= POISON:
+                self._end(flight, WorkerLost(f"the worker crashed {POISON} times on this request"))
+        if len(self._crashes) >= CRASHES:
+            self._lost = True
+            error = WorkerLost(f"the worker of {self.name} crashed {CRASHES} times in a minute")
+            self._fail_all(error)
+            if not self._started.done():
+                self._started.set_exception(error)
+                return False
+        return True
+
+    def _pause(self) -> float:
+        """Seconds before the next start: none after the first crash, then doubling."""
+        recent = len(self._crashes)
+        return 0.0 if recent <= 1 else min(BACKOFF_LIMIT, BACKOFF * 2 ** (recent - 2))
+
+    # Messages -------------------------------------------------------------------------------------
+
+    def _take(self, link: Link, message: Any) -> None:
+        if isinstance(message, Step):
+            self.stats = message.stats
+            for output in message.outputs:
+                self._output(output)
+        elif isinstance(message, Beat):
+            self.stats = message.stats or self.stats
+        elif isinstance(message, Rejected):
+            if flight := self.flights.get(message.id):
+                self._end(flight, error_from(message.code, message.message, message.param))
+        elif isinstance(message, Loading):
+            share = 100 * message.done // max(1, message.total)
+            self._reason = f"loading ({share} %)"
+        elif isinstance(message, Ready):
+            self._up(message)
+
+    def _output(self, output: Output) -> None:
+        flight = self.flights.get(output.id)
+        if flight is None:
+            return  # cancelled while this was on its way
+        flight.generated += output.tokens
+        if output.error is not None:
+            self._end(flight, error_from(*output.error))
+            return
+        if output.finish is not None:
+            del self.flights[flight.id]
+        flight.take(output)
+
+    def _up(self, message: Ready) -> None:
+        """The model is loaded: add again what was in flight, oldest first."""
+        assert self._started is not None
+        self.loaded = message
+        self._reason = ""
+        self._lost = False
+        for flight in self.flights.values():
+            if flight.sent:
+                flight.replays.append(time.monotonic())
+            self._send(flight)
+        if not self._started.done():
+            self._started.set_result(message)
+
+    def _end(self, flight: Flight, error: MainspringError) -> None:
+        del self.flights[flight.id]
+        flight.take(error)
+
+    def _fail_all(self, error: MainspringError) -> None:
+        for flight in list(self.flights.values()):
+            self._end(flight, error)

@@ -1,0 +1,283 @@
+"""Text to token ids, and what of a text is a special token.
+
+A checkpoint's tokenizer.json is read by the `tokenizers` library, checked against the model, and
+asked from a thread. Special tokens stand for the structure of a conversation; where text comes
+from a message they must stay text. `Guard` marks them there before a chat template is rendered,
+and `Tokenizer.encode_guarded` reads the rendering accordingly.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import tokenizers
+from msgspec import Struct
+
+from mainspring.errors import BadRequest, ContextLength, ModelError
+from mainspring.runtimes.detokenizer import (
+    ByteDetokenizer,
+    Detokenizer,
+    TokenBytes,
+    WindowDetokenizer,
+)
+
+__all__ = ["Guard", "SpecialTokens", "Tokenizer"]
+
+FILE = "tokenizer.json"
+FILE_LIMIT = 128 << 20
+CONFIG_LIMIT = 16 << 20
+PRIVATE = (range(0xE100, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+SAMPLES = 256
+HOLES = 1024
+BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>").fullmatch
+
+
+class AddedToken(Struct):
+    id: int
+    content: str
+    special: bool = False
+    lstrip: bool = False
+    rstrip: bool = False
+
+
+class TokenizerFile(Struct):
+    """The parts of tokenizer.json that are of interest besides the library's reading of it."""
+
+    added_tokens: list[AddedToken] = []
+    decoder: Any = None
+
+
+class SpecialTokens:
+    """The special tokens of a tokenizer, as text."""
+
+    def __init__(self, tokens: Iterable[AddedToken]) -> None:
+        self.tokens = {token.content: token for token in tokens if token.content}
+        longest_first = sorted(self.tokens, key=len, reverse=True)
+        pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+        self.pattern = re.compile(pattern)
+        self.loose = re.compile(pattern, re.IGNORECASE)
+        """also what a template's `upper` or `lower` would make one of"""
+        self.starts = tuple({text[:i] for text in self.tokens for i in range(1, len(text))})
+
+    def ids(self) -> frozenset[int]:
+        return frozenset(token.id for token in self.tokens.values())
+
+
+class Guard:
+    """Breaks the special tokens that occur in a request's strings with a private character.
+
+    The character occurs nowhere in `texts`, so that it cannot be forged. A template can trim,
+    join, compare or dump the guarded strings; wherever they land, what was a special token is
+    none, and `Tokenizer.encode_guarded` takes the character out again.
+    """
+
+    def __init__(self, special: SpecialTokens, texts: Iterable[str]) -> None:
+        self._special = special
+        used = {character for text in texts if not text.isascii() for character in text}
+        free = (chr(c) for r in PRIVATE for c in r if chr(c) not in used)
+        mark = next(free, None)
+        if mark is None:
+            raise BadRequest("the messages hold every private-use character", param="messages")
+        self.mark = mark
+
+    def __call__(self, value: Any) -> Any:
+        """`value` with every string in it, also inside lists and dictionaries, guarded."""
+        if isinstance(value, str):
+            return self._text(value)
+        if isinstance(value, dict):
+            return {self(key): self(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [self(item) for item in value]
+        return value
+
+    def _text(self, text: str) -> str:
+        special, mark = self._special, self.mark
+        found = special.loose.search(text)
+        while found:
+            text = special.loose.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+            # One-character tokens stay themselves before the mark; the reader knows.
+            found = next((m for m in special.loose.finditer(text) if len(m[0]) > 1), None)
+        # Half a token at the end could become whole with what the template puts after it.
+        return text + mark if text.endswith(special.starts) else text
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer. Encoding takes time in proportion to the text: call it in a thread.
+
+    Raises ModelError naming the file and what is wrong with it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        data = _read(path)
+        self._library = _load(data)
+        try:
+            file = msgspec.json.decode(data, type=TokenizerFile)
+        except msgspec.DecodeError as error:
+            raise ModelError(f"{FILE}: {error}") from error
+        self.size = self._library.get_vocab_size(with_added_tokens=True)
+        self._largest = self._largest_id(file)
+        self._library.no_truncation()
+        self._library.no_padding()
+        # An added token of our own: text after it is read as one that does not begin a prompt.
+        self._inner = f"\ue000{secrets.token_hex(16)}\ue001"
+        self._library.add_tokens([tokenizers.AddedToken(self._inner, normalized=False)])
+        self._lock = threading.Lock()
+        self.special = SpecialTokens(token for token in file.added_tokens if token.special)
+        skipped = self.special.ids()
+        self._bytes = TokenBytes(file.decoder, self._library.id_to_token, skipped)
+        self._added = {token.id: token.content for token in file.added_tokens}
+        self._simple = self._bytes.usable and self._bytes_agree()
+        self.longest = self._longest_token()
+        """bytes of the longest token"""
+
+    # Text to ids ----------------------------------------------------------------------------------
+
+    def encode(self, text: str, *, begin: bool = True) -> list[int]:
+        """The ids of a text in which special tokens count as such.
+
+        With `begin` the tokens that the tokenizer puts around every prompt are there, once, also
+        if the text has them already.
+        """
+        ids = self._encode(text, begin)
+        if begin and len(ids) > 1 and ids[0] == ids[1] and ids[0] in self._added:
+            plain = self._encode(text, False)
+            return plain if plain and plain[0] == ids[0] else ids
+        return ids
+
+    def encode_guarded(self, text: str, mark: str) -> list[int]:
+        """The ids of a rendered template: special tokens broken by `mark` are read as text."""
+        if mark not in text:
+            return self._encode(text, False)
+        ids: list[int] = []
+        start, before = 0, None
+        for match in re.finditer(rf"(?:{self.special.pattern.pattern})(?!{mark})", text):
+            after = self.special.tokens[match[0]]
+            ids += self._section(text[start : match.start()], mark, before, after)
+            ids.append(after.id)
+            start, before = match.end(), after
+        return ids + self._section(text[start:], mark, before, None)
+
+    def _section(
+        self, text: str, mark: str, before: AddedToken | None, after: AddedToken | None
+    ) -> list[int]:
+        """The ids of a text between two special tokens, in which none is special."""
+        text = text.replace(mark, "")
+        if before is not None and before.rstrip:
+            text = text.lstrip()
+        if after is not None and after.lstrip:
+            text = text.rstrip()
+        if not text:
+            return []
+        inner = before is not None
+        ids = self._encode(self._inner + text if inner else text, False, plain=True)
+        return ids[1:] if inner else ids
+
+    def _encode(self, text: str, begin: bool, *, plain: bool = False) -> list[int]:
+        """`plain`: special tokens are read as text."""
+        with self._lock:
+            if plain is not self._library.encode_special_tokens:
+                self._library.encode_special_tokens = plain
+            # The batch form without offsets is several times faster than `encode`.
+            (encoding,) = self._library.encode_batch_fast([text], add_special_tokens=begin)
+        ids: list[int] = encoding.ids
+        return ids
+
+    def check_length(self, text: str, context: int, name: str) -> None:
+        """Refuse by its bytes, before it costs anything, a text that cannot fit."""
+        most = context * self.longest
+        if len(text) > most or len(text.encode()) > most:
+            raise ContextLength(
+                f"the prompt has {len(text.encode())} bytes; the context of {name} is {context} "
+                f"tokens, which hold {most} bytes at the very most",
+                param="prompt",
+            )
+
+    # Ids to text ----------------------------------------------------------------------------------
+
+    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
+        """The text state of a choice that goes on from the tokens `before`; none: begins."""
+        if self._simple:
+            return ByteDetokenizer(self._bytes, first=not before)
+        return WindowDetokenizer(self._decode, before)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens left out."""
+        state = self.detokenizer()
+        return "".join([*map(state.feed, ids), state.end()])
+
+    def token_bytes(self, id: int) -> bytes:
+        """The token's own bytes; those of a special token are its name."""
+        if id in self._added:
+            return self._added[id].encode()
+        if self._simple:
+            return self._bytes[id]
+        return self._decode([id]).encode()
+
+    def _decode(self, ids: list[int]) -> str:
+        text: str = self._library.decode(ids, skip_special_tokens=True)
+        return text
+
+    # Checks ---------------------------------------------------------------------------------------
+
+    def check(self, vocabulary: int) -> None:
+        """Raise ModelError if the model, with `vocabulary` ids, lacks some of this tokenizer's."""
+        if self._largest >= vocabulary:
+            raise ModelError(
+                f"{FILE} has token ids up to {self._largest}, but config.json says vocab_size "
+                f"{vocabulary}: the files are not of one model"
+            )
+
+    def _largest_id(self, file: TokenizerFile) -> int:
+        """Ids may have holes, so the number of tokens alone does not tell."""
+        token = self._library.id_to_token
+        beyond = [id for id in range(self.size, self.size + HOLES) if token(id) is not None]
+        return max([self.size - 1, *beyond, *(added.id for added in file.added_tokens)])
+
+    def _longest_token(self) -> int:
+        token = self._library.id_to_token
+        if self._simple:
+            look = self._bytes.look
+            return max((len(look(id)) for id in range(self.size)), default=1) or 1
+        return max((len((token(id) or "").encode()) for id in range(self.size)), default=1) or 1
+
+    def _bytes_agree(self) -> bool:
+        """Whether our reading of single tokens gives what the library's decoder gives."""
+        ids = [id for id in range(self.size) if not BYTE_TOKEN(self._library.id_to_token(id) or "")]
+        step = max(1, len(ids) // SAMPLES)
+        sample = ids[::step]
+        state = ByteDetokenizer(self._bytes, first=True)
+        ours = "".join([*map(state.feed, sample), state.end()])
+        return ours == self._decode(sample)
+
+
+def _read(path: Path) -> bytes:
+    file = path / FILE
+    try:
+        if file.stat().st_size > FILE_LIMIT:
+            raise ModelError(f"{FILE} is larger than {FILE_LIMIT >> 20} MiB")
+        return file.read_bytes()
+    except FileNotFoundError as error:
+        if (path / "tokenizer.model").exists():
+            raise ModelError(
+                f"the checkpoint has tokenizer.model but no {FILE}; write it with "
+                "transformers: AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
+            ) from error
+        raise ModelError(f"{FILE} is missing from the checkpoint") from error
+    except OSError as error:
+        raise ModelError(f"{FILE} cannot be read: {error.strerror}") from error
+
+
+def _load(data: bytes) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_buffer(data)
+    except BaseException as error:
+        # The library's panics are no Exceptions.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{FILE} is not a tokenizer: {str(error)[:300]}") from error
