@@ -74,8 +74,9 @@ class Kernels(Protocol):
         """Pack `matrix` [n, k] (float32, float16, or bfloat16 as uint16 bits).
 
         float32 and bf16 keep (or round to) that type. int8 is symmetric with one float32 scale
-        for each group of 128 along k of every output row; int4 is symmetric with groups of 32.
-        The last group may be short. `bias` [n] is kept in float32.
+        for each group of 128 along k of every output row. int4 is int8 made of fewer bits: each
+        32 along k share a multiplier m in -15..15, and a value is q * m * scale with q in -8..7
+        (4.5 bits a number in all). The last group may be short. `bias` [n] is kept in float32.
         """
         ...
 
@@ -84,7 +85,8 @@ class Kernels(Protocol):
 
         bf16 rounds x to bfloat16. int8 and int4 quantize each row of x to int8 with one scale
         for each group of 128 along k (symmetric, round half to even), multiply exactly in int32
-        within a group and sum the groups in order in float32.
+        within a group and sum the groups in order in float32. A group of x that holds NaN or
+        infinity makes its row NaN.
         """
         ...
 
@@ -156,6 +158,9 @@ class Kernels(Protocol):
         tables  int32 [sequences, >= ceil(length / BLOCK)]: block ids in order of position
         window  a token sees itself and window - 1 before it; 0: all
         softcap > 0: scores = softcap * tanh(scores / softcap), before the mask
+
+        With a bf16 cache, queries, keys, values and the softmax weights are rounded to bfloat16
+        and accumulated in float32.
 
         Returns [rows, heads * head]. Online softmax over blocks in order of position, so that a
         row's result does not depend on how its context was cut.

@@ -11,9 +11,8 @@ from mainspring.kernels import BLOCK, Array, Cache, Format, Weight, bf16_bits, b
 
 __all__ = ["ReferenceKernels"]
 
-ACTIVATION_GROUP = 128
-GROUP: dict[Format, int] = {"int8": 128, "int4": 32}
-LIMIT: dict[Format, int] = {"int8": 127, "int4": 7}
+GROUP = 128
+SUBGROUP = 32
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class ReferenceWeight:
         """The dequantized matrix, float32 [n, k]."""
         if not self.scales.size:
             return self.values
-        return self.values * np.repeat(self.scales, GROUP[self.format], axis=1)[:, : self.k]
+        return self.values * np.repeat(self.scales, GROUP, axis=1)[:, : self.k]
 
 
 @dataclass(frozen=True)
@@ -68,17 +67,65 @@ def _float(matrix: Array) -> Array:
     return np.ascontiguousarray(matrix, np.float32)
 
 
-def _quantize(x: Array, group: int, limit: int) -> tuple[Array, Array]:
-    """Symmetric integers (as float32) [rows, k] and scales [rows, groups]."""
+def _groups(x: Array, size: int) -> Array:
+    """[rows, k] -> [rows, groups, size], padded with zeros."""
     rows, k = x.shape
-    groups = -(-k // group)
-    padded = np.zeros((rows, groups * group), np.float32)
+    groups = -(-k // size)
+    padded = np.zeros((rows, groups * size), np.float32)
     padded[:, :k] = x
-    cut = padded.reshape(rows, groups, group)
-    scales = (np.abs(cut).max(axis=2) / np.float32(limit)).astype(np.float32)
-    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales > 0)
-    integers = np.clip(np.rint(cut * inverse[:, :, None]), -limit, limit)
-    return integers.reshape(rows, -1)[:, :k].astype(np.float32), scales
+    return padded.reshape(rows, groups, size)
+
+
+def _scales(cut: Array, limit: int) -> Array:
+    """The step of each group: largest magnitude / limit. NaN if the group is not finite."""
+    largest = np.abs(cut).max(axis=-1)
+    steps = np.where(np.isfinite(largest), largest, np.float32(np.nan)) / np.float32(limit)
+    return np.where(steps < np.float32(1e-30), np.float32(0), steps).astype(np.float32)
+
+
+def _inverse(steps: Array) -> Array:
+    return np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps > 0)
+
+
+def _quantize(x: Array) -> tuple[Array, Array]:
+    """Integers -127..127 (as float32) [rows, k] and scales [rows, groups]."""
+    cut = _groups(x, GROUP)
+    scales = _scales(cut, 127)
+    bounded = np.clip(cut * _inverse(scales)[:, :, None], -127, 127)
+    integers = np.where(scales[:, :, None] > 0, np.rint(bounded), np.float32(0))
+    whole = integers.reshape(len(x), scales.shape[1] * GROUP)
+    return whole[:, : x.shape[1]].astype(np.float32), scales
+
+
+def _quantize4(x: Array) -> tuple[Array, Array]:
+    """Like `_quantize` with integers q * m: q in -8..7, one multiplier m in -15..15 for each 32.
+
+    Of the multipliers that reach the largest number, or nearly so, with either sign, the one that
+    leaves the least squared error.
+    """
+    cut = _groups(x, GROUP)
+    scales = _scales(cut, 120)
+    pieces = cut.reshape(-1, SUBGROUP)
+    step = np.repeat(scales.reshape(-1), GROUP // SUBGROUP)
+    usable = step > 0
+    pieces, step = pieces[usable], step[usable]
+    top = np.ceil(np.abs(pieces).max(axis=1) / (np.float32(8) * step))
+    best = np.zeros_like(pieces)
+    least = np.full(len(pieces), np.inf, np.float32)
+    for back in range(-1, 4):
+        for sign in (1, -1):
+            m = (sign * (top - back)).astype(np.float32)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                q = np.rint(np.clip(pieces * (np.float32(1) / (step * m))[:, None], -8, 7))
+            miss = (pieces - q * (step * m)[:, None]) ** 2
+            while miss.shape[1] > 1:
+                miss = miss[:, : miss.shape[1] // 2] + miss[:, miss.shape[1] // 2 :]
+            better = (np.abs(m) >= 1) & (np.abs(m) <= 15) & (miss[:, 0] < least)
+            least = np.where(better, miss[:, 0], least)
+            best = np.where(better[:, None], q * m[:, None], best)
+    integers = np.zeros((len(usable), SUBGROUP), np.float32)
+    integers[usable] = best
+    return integers.reshape(len(x), -1)[:, : x.shape[1]], scales
 
 
 class ReferenceKernels:
@@ -92,8 +139,10 @@ class ReferenceKernels:
         scales = np.empty((0, 0), np.float32)
         if format == "bf16":
             values = bf16_values(bf16_bits(values))
-        elif format != "float32":
-            values, scales = _quantize(values, GROUP[format], LIMIT[format])
+        elif format == "int8":
+            values, scales = _quantize(values)
+        elif format == "int4":
+            values, scales = _quantize4(values)
         return ReferenceWeight(values, scales, None if bias is None else _float(bias), format)
 
     def linear(self, x: Array, weight: Weight) -> Array:
@@ -108,14 +157,12 @@ class ReferenceKernels:
         return y if w.bias is None else y + w.bias
 
     def _quantized_linear(self, x: Array, w: ReferenceWeight) -> Array:
-        integers, scales = _quantize(x, ACTIVATION_GROUP, 127)
+        integers, scales = _quantize(x)
         y = np.zeros((len(x), w.n), np.float32)
-        step = GROUP[w.format]
-        for g, start in enumerate(range(0, w.k, step)):
-            part = slice(start, start + step)
+        for g, start in enumerate(range(0, w.k, GROUP)):
+            part = slice(start, start + GROUP)
             exact = integers[:, part].astype(np.float64) @ w.values[:, part].T.astype(np.float64)
-            scale = scales[:, start // ACTIVATION_GROUP, None] * w.scales[None, :, g]
-            y += exact.astype(np.float32) * scale
+            y += exact.astype(np.float32) * (scales[:, g, None] * w.scales[None, :, g])
         return y
 
     def embedding(self, ids: Array, weight: Weight) -> Array:
@@ -188,7 +235,7 @@ class ReferenceKernels:
             for row, position in zip(range(new.start, new.stop), positions.tolist(), strict=True):
                 first = max(0, position + 1 - window) if window else 0
                 seen = slice(first, position + 1)
-                query = rows[row, :heads].reshape(kv, heads // kv, head)
+                query = store.rounded(rows[row, :heads]).reshape(kv, heads // kv, head)
                 scores = np.einsum("hgd,thd->hgt", query, keys[seen]) * np.float32(scale)
                 if softcap:
                     scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
@@ -215,7 +262,11 @@ class ReferenceKernels:
                 chosen[row] = best
             else:
                 chosen[row] = self._draw(
-                    values / temperature[row], top_k[row], top_p[row], min_p[row], uniform[row]
+                    (values - values[best]) / temperature[row],
+                    top_k[row],
+                    top_p[row],
+                    min_p[row],
+                    uniform[row],
                 )
         return chosen
 
@@ -224,12 +275,12 @@ class ReferenceKernels:
         order = np.argsort(-scaled, kind="stable")
         if top_k:
             order = order[:top_k]
-        p = np.exp((scaled[order] - scaled[order[0]]).astype(np.float64))
+        p = np.exp(scaled[order].astype(np.float64))
         if top_p < 1:
             total = np.cumsum(p)
             keep = int(np.searchsorted(total, np.float64(top_p) * total[-1], side="left")) + 1
             order, p = order[:keep], p[:keep]
-        keep = int(np.count_nonzero(p >= min_p))
+        keep = max(int(np.count_nonzero(p >= min_p)), 1)
         order, p = order[:keep], p[:keep]
         total = np.cumsum(p)
         index = np.searchsorted(total, uniform * total[-1], side="right")
@@ -238,7 +289,12 @@ class ReferenceKernels:
     def log_probabilities(self, logits: Array, ids: Array, top: int) -> tuple[Array, Array, Array]:
         x = logits.astype(np.float64)
         peak = x.max(axis=1, keepdims=True)
-        logs = (x - peak - np.log(np.exp(x - peak).sum(axis=1, keepdims=True))).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            total = np.log(np.exp(x - peak).sum(axis=1, keepdims=True))
+            logs = (x - peak - total).astype(np.float32)
         best = np.argsort(-logits, axis=1, kind="stable")[:, :top].astype(np.int32)
         rows = np.arange(len(logits))
+        lost = ~np.isfinite(peak[:, 0])
+        logs[lost] = np.nan
+        best[lost] = np.arange(top)
         return logs[rows, ids], best, np.take_along_axis(logs, best, axis=1)

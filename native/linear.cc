@@ -1,0 +1,224 @@
+// y = x @ matrix.T + bias.
+#include "isa.h"
+#include "quantize.h"
+#include "tile.h"
+
+namespace mainspring::MAINSPRING_ISA {
+
+namespace {
+
+// Rows whose sums over one panel stay in the first-level cache beside a group of weights.
+constexpr int kRows = 48;
+constexpr std::int64_t kStride = kPanel * 4;  // bytes of weights a step, in every format
+
+// x in the form of the inner loop: [group][row][kGroup], so that a tile reads one piece of memory.
+template <class Element>
+struct Rows {
+  Element* values;
+  float* scales;          // [group][row], quantized formats only
+  std::int32_t* offsets;  // [group][row]: -128 * the sum of the integers
+  std::int64_t count;
+};
+
+template <class F>
+struct Prepared {
+  Prepared(const Context& context, std::int64_t rows, std::int64_t groups)
+      : values(context.arena, rows * groups * kGroup),
+        scales(context.arena, rows * groups),
+        offsets(context.arena, rows * groups),
+        view{values.data(), scales.data(), offsets.data(), rows} {}
+
+  Scratch<typename F::Element> values;
+  Scratch<float> scales;
+  Scratch<std::int32_t> offsets;
+  Rows<typename F::Element> view;
+};
+
+template <class F>
+void prepare_group(const float* x, int count, std::int64_t at, const Rows<typename F::Element>& to) {
+  alignas(64) float padded[kGroup];
+  if (count < kGroup) {
+    std::memset(padded, 0, sizeof padded);
+    std::memcpy(padded, x, sizeof(float) * unsigned(count));
+    x = padded;
+  }
+  typename F::Element* values = to.values + at * kGroup;
+  if constexpr (F::width < 4) {
+    for (int i = 0; i < kGroup; i += lanes) F::put(values + i, load(x + i));
+  } else {
+    const Scale scale = scale_of(x, kGroup, 127.0f);
+    Int total{};
+    for (int i = 0; i < kGroup; i += lanes) {
+      const Int integers = quantized(load(x + i), scale, 127);
+      total += integers;
+      F::put(values + i, integers);
+    }
+    std::int32_t sum = 0;
+    for (int i = 0; i < lanes; ++i) sum += total[i];
+    to.scales[at] = scale.step;
+    to.offsets[at] = -128 * sum;
+  }
+}
+
+template <class F>
+void prepare(const Context& context, const float* x, const Weight& weight,
+             const Rows<typename F::Element>& to) {
+  const std::int64_t groups = weight.groups();
+  // A handful of rows costs less than waking the workers.
+  const std::int64_t piece = to.count * weight.k < 32768 ? to.count : 4;
+  parallel(context.pool, (to.count + piece - 1) / piece, [&](std::int64_t part, int) {
+    const std::int64_t end = (part + 1) * piece < to.count ? (part + 1) * piece : to.count;
+    for (std::int64_t row = part * piece; row < end; ++row) {
+      for (std::int64_t g = 0; g < groups; ++g) {
+        const std::int64_t left = weight.k - g * kGroup;
+        prepare_group<F>(x + row * weight.k + g * kGroup, int(left < kGroup ? left : kGroup),
+                         g * to.count + row, to);
+      }
+    }
+  });
+}
+
+// One group's contribution to the sums [rows][kPanel] of a tile.
+template <class F, int rows>
+void tile(const typename F::Element* x, const std::byte* w, int steps, const float* x_scales,
+          const std::int32_t* x_offsets, const float* w_scales, float* sums) {
+  constexpr int vecs = tile_vecs;
+  for (int column = 0; column < kPanel; column += vecs * lanes) {
+    const std::byte* low = w + column * 4;
+    const Columns columns{low, low + (vecs / 2) * lanes * 4, kStride};
+    typename F::Accumulator t[rows][vecs];
+    MAINSPRING_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      MAINSPRING_UNROLL
+      for (int v = 0; v < vecs; ++v) {
+        if constexpr (F::width < 4) {
+          t[r][v] = load(sums + r * kPanel + column + v * lanes);
+        } else {
+          t[r][v] = broadcast(x_offsets[r]);
+        }
+      }
+    }
+    multiply<F, rows, vecs>(x, kGroup, columns, steps, t);
+    MAINSPRING_UNROLL
+    for (int r = 0; r < rows; ++r) {
+      MAINSPRING_UNROLL
+      for (int v = 0; v < vecs; ++v) {
+        float* sum = sums + r * kPanel + column + v * lanes;
+        if constexpr (F::width < 4) {
+          store(sum, t[r][v]);
+        } else {
+          const Float scale = load(w_scales + column + v * lanes) * broadcast(x_scales[r]);
+          store(sum, fma(to_float(t[r][v]), scale, load(sum)));
+        }
+      }
+    }
+  }
+}
+
+// A group of int4 weights as int8 weights: (value * multiplier) + 128, computed in bytes modulo 256.
+void widen(const std::byte* group, int depth, std::byte* out) {
+  const auto* multipliers = reinterpret_cast<const std::int8_t*>(group + depth * kPanel / 2);
+  for (int sub = 0; sub < depth / kSubgroup; ++sub) {
+    for (int column = 0; column < kPanel; column += lanes) {
+      Int m;
+      for (int i = 0; i < lanes; ++i) m[i] = multipliers[sub * kPanel + column + i];
+      // value * m + 128 with value = nibble - 8, for the four bytes of a lane at once: the even
+      // bytes as 16-bit products, the odd ones as products of byte * 256.
+      using Short = std::int16_t __attribute__((vector_size(sizeof(Int))));
+      using Bytes = std::uint8_t __attribute__((vector_size(sizeof(Int))));
+      const Int low = m & 0xffff;
+      const Short factor = bits_as<Short>(low | (m << 16));
+      const Int constant = (128 - 8 * m) & 0xff;
+      const Bytes offset = bits_as<Bytes>(constant * 0x01010101);
+      const std::byte* from = group + (sub * 4 * kPanel + column) * 4;
+      std::byte* to = out + (sub * 8 * kPanel + column) * 4;
+      for (int step = 0; step < 4; ++step) {
+        const Int packed = load(reinterpret_cast<const std::int32_t*>(from + step * kStride));
+        for (int half = 0; half < 2; ++half) {
+          const Int nibbles = (half == 0 ? packed : packed >> 4) & 0x0f0f0f0f;
+          const Short even = bits_as<Short>(nibbles & 0x000f000f) * factor;
+          const Short odd = bits_as<Short>(nibbles & 0x0f000f00) * factor;
+          const Int product = (bits_as<Int>(even) & 0x00ff00ff) | (bits_as<Int>(odd) & std::int32_t(0xff00ff00));
+          const Bytes value = bits_as<Bytes>(product) + offset;
+          store(reinterpret_cast<std::int32_t*>(to + (2 * step + half) * kStride),
+                bits_as<Int>(value));
+        }
+      }
+    }
+  }
+}
+
+template <class F>
+void panel_product(const Rows<typename F::Element>& x, const Weight& weight, std::int64_t panel,
+                   std::int64_t first, int rows, float* y) {
+  alignas(64) float sums[kRows * kPanel];
+  alignas(64) std::byte wide[kGroup * kPanel];
+  std::memset(sums, 0, sizeof(float) * unsigned(rows) * kPanel);
+  for (std::int64_t g = 0; g < weight.groups(); ++g) {
+    const int depth = weight.depth(g);
+    const std::byte* w = weight.group(panel, g);
+    const auto* w_scales = reinterpret_cast<const float*>(
+        w + Weight::group_bytes(weight.format, depth) - 4 * kPanel);
+    if (weight.format == Format::int4) {
+      widen(w, depth, wide);
+      w = wide;
+    }
+    for_tiles(rows, [&](int row, int count) {
+      const std::int64_t at = g * x.count + first + row;
+      with_rows(count, [&]<int height>() {
+        tile<F, height>(x.values + at * kGroup, w, depth / F::width, x.scales + at, x.offsets + at,
+                        w_scales, sums + row * kPanel);
+      });
+    });
+  }
+  const std::int64_t column = panel * kPanel;
+  const int width = int(weight.n - column < kPanel ? weight.n - column : kPanel);
+  const float* bias = weight.bias.as<float>();
+  for (int r = 0; r < rows; ++r) {
+    float* to = y + (first + r) * weight.n + column;
+    const float* from = sums + r * kPanel;
+    if (bias == nullptr) {
+      std::memcpy(to, from, sizeof(float) * unsigned(width));
+    } else {
+      for (int i = 0; i < width; ++i) to[i] = from[i] + bias[column + i];
+    }
+  }
+}
+
+template <class F>
+void product(const Context& context, const float* x, std::int64_t rows, const Weight& weight,
+             float* y) {
+  const Prepared<F> prepared(context, rows, weight.groups());
+  prepare<F>(context, x, weight, prepared.view);
+  const std::int64_t pieces = (rows + kRows - 1) / kRows;
+  const std::int64_t panels = weight.panels();
+  const auto piece = [&](std::int64_t panel, std::int64_t index) {
+    const std::int64_t first = index * kRows;
+    const int count = int(rows - first < kRows ? rows - first : kRows);
+    panel_product<F>(prepared.view, weight, panel, first, count, y);
+  };
+  if (panels >= 2 * context.pool.threads()) {
+    // A thread keeps a panel in its second-level cache while all rows pass.
+    parallel(context.pool, panels, [&](std::int64_t panel, int) {
+      for (std::int64_t index = 0; index < pieces; ++index) piece(panel, index);
+    });
+  } else {
+    parallel(context.pool, panels * pieces,
+             [&](std::int64_t part, int) { piece(part / pieces, part % pieces); });
+  }
+}
+
+}  // namespace
+
+void linear(const Context& context, const float* x, std::int64_t rows, const Weight& weight,
+            float* y) {
+  if (rows == 0) return;
+  switch (weight.format) {
+    case Format::float32: return product<Float32>(context, x, rows, weight, y);
+    case Format::bf16: return product<BFloat16>(context, x, rows, weight, y);
+    case Format::int8:
+    case Format::int4: return product<Int8>(context, x, rows, weight, y);
+  }
+}
+
+}  // namespace mainspring::MAINSPRING_ISA

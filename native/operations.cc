@@ -1,0 +1,25 @@
+#include "isa.h"
+
+#define MAINSPRING_TEXT(name) #name
+#define MAINSPRING_NAME(name) MAINSPRING_TEXT(name)
+
+namespace mainspring::MAINSPRING_ISA {
+
+const Operations operations = {
+    MAINSPRING_NAME(MAINSPRING_ISA),
+    pack,
+    linear,
+    embedding,
+    rms_norm,
+    head_norm,
+    rope,
+    gated,
+    softcap,
+    attention,
+    sample,
+    log_probabilities,
+    int8_rate,
+    read_rate,
+};
+
+}  // namespace mainspring::MAINSPRING_ISA

@@ -1,0 +1,159 @@
+// What a set of kernels offers, as plain functions over plain memory. Callers have checked every
+// shape and bound; kernels check nothing. Matrices are row-major; `rows` may be 0.
+#pragma once
+
+#include <cstdint>
+
+#include "buffer.h"
+#include "pool.h"
+
+namespace mainspring {
+
+enum class Format : std::uint8_t { float32, bf16, int8, int4 };
+enum class Source : std::uint8_t { float32, float16, bf16 };
+enum class Activation : std::uint8_t { silu, gelu_tanh };
+
+inline constexpr int kPanel = 64;      // outputs that lie side by side in packed weights
+inline constexpr int kGroup = 128;     // of k: one scale of a quantized matrix or activation
+inline constexpr int kSubgroup = 32;   // of k: one multiplier of an int4 matrix
+inline constexpr int kBlock = 32;      // tokens in a block of the KV cache
+
+struct Context {
+  Pool& pool;
+  Arena& arena;
+};
+
+// A matrix [n, k] as panels of 64 outputs; a panel is its groups of 128 k, one after the other, the
+// last one cut to a multiple of 32 (k and n are padded with zeros). A group of `depth` k holds
+//   float32  [depth][64] float
+//   bf16     [depth / 2][64][2] bfloat16
+//   int8     [depth / 4][64][4] value + 128; then [64] float scales
+//   int4     [depth / 8][64][4] two values + 8 a byte, the lower half belongs to k 0-3 of 8, the
+//            upper to k 4-7; then [depth / 32][64] int8 multipliers; then [64] float scales
+struct Weight {
+  std::int64_t n, k;
+  Format format;
+  Buffer data;
+  Buffer bias;  // [n] float, or empty
+
+  std::int64_t panels() const { return (n + kPanel - 1) / kPanel; }
+  std::int64_t groups() const { return (k + kGroup - 1) / kGroup; }
+  int depth(std::int64_t group) const {
+    const std::int64_t left = k - group * kGroup;
+    return left >= kGroup ? kGroup : int((left + kSubgroup - 1) / kSubgroup * kSubgroup);
+  }
+  static std::int64_t group_bytes(Format format, int depth) {
+    switch (format) {
+      case Format::float32: return std::int64_t{4} * depth * kPanel;
+      case Format::bf16: return std::int64_t{2} * depth * kPanel;
+      case Format::int8: return std::int64_t{1} * depth * kPanel + 4 * kPanel;
+      default: return std::int64_t{1} * depth * kPanel / 2 + depth / kSubgroup * kPanel + 4 * kPanel;
+    }
+  }
+  std::int64_t panel_bytes() const {
+    const std::int64_t whole = (groups() - 1) * group_bytes(format, kGroup);
+    return whole + group_bytes(format, depth(groups() - 1));
+  }
+  const std::byte* group(std::int64_t panel, std::int64_t index) const {
+    return data.data() + panel * panel_bytes() + index * group_bytes(format, kGroup);
+  }
+};
+
+// Keys and values of all layers. For each layer, block and head: first the keys, tokens side by
+// side, then the values, numbers of a head side by side (rounded up to 32):
+//   float32  keys [head][32], values [32][wide]
+//   bf16     keys [head / 2][32][2], values [16][wide][2]: pairs of numbers, pairs of tokens
+struct Cache {
+  std::int64_t layers, blocks, heads, head;
+  bool bf16;
+  Buffer data;
+
+  std::int64_t wide() const { return (head + 31) / 32 * 32; }
+  std::int64_t element() const { return bf16 ? 2 : 4; }
+  std::int64_t key_bytes() const { return head * kBlock * element(); }
+  std::int64_t slot_bytes() const { return key_bytes() + wide() * kBlock * element(); }
+  std::byte* keys(std::int64_t layer, std::int64_t block, std::int64_t kv_head) const {
+    return data.data() + ((layer * blocks + block) * heads + kv_head) * slot_bytes();
+  }
+  std::byte* values(std::int64_t layer, std::int64_t block, std::int64_t kv_head) const {
+    return keys(layer, block, kv_head) + key_bytes();
+  }
+};
+
+// See the contract of Kernels.attention in mainspring/kernels/__init__.py.
+struct Attention {
+  const float* qkv;  // [rows, (heads + 2 cache.heads) * cache.head]
+  const Cache& cache;
+  std::int64_t layer;
+  std::int64_t sequences;
+  const std::int32_t* starts;
+  const std::int32_t* lengths;
+  const std::int32_t* tables;
+  std::int64_t table_width;
+  std::int64_t heads;
+  float scale;
+  std::int64_t window;
+  float softcap;
+  float* out;  // [rows, heads * cache.head]
+};
+
+// See the contract of Kernels.sample.
+struct Sample {
+  const float* logits;
+  std::int64_t rows, vocabulary;
+  const float* temperature;
+  const std::int32_t* top_k;
+  const float* top_p;
+  const float* min_p;
+  const double* uniform;
+  std::int32_t* chosen;
+};
+
+struct LogProbabilities {
+  const float* logits;
+  std::int64_t rows, vocabulary;
+  const std::int32_t* ids;
+  std::int64_t top;
+  float* value;           // [rows]
+  std::int32_t* best;     // [rows, top]
+  float* best_value;      // [rows, top]
+};
+
+struct Operations {
+  const char* name;
+  void (*pack)(const Context&, const void* matrix, Source, Weight&);
+  void (*linear)(const Context&, const float* x, std::int64_t rows, const Weight&, float* y);
+  void (*embedding)(const Context&, const std::int32_t* ids, std::int64_t rows, const Weight&,
+                    float* y);
+  // `add` may be null; otherwise x += add first. Rows are `stride` apart in x, dense in y; x == y is
+  // allowed when they have equal strides.
+  void (*rms_norm)(const Context&, float* x, const float* add, const float* gain, float eps,
+                   std::int64_t rows, std::int64_t width, float* y);
+  void (*head_norm)(const Context&, float* x, const float* gain, float eps, std::int64_t rows,
+                    std::int64_t stride, std::int64_t heads, std::int64_t head);
+  void (*rope)(const Context&, float* x, const float* table, const std::int32_t* positions,
+               std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head,
+               std::int64_t half);
+  void (*gated)(const Context&, const float* x, Activation, std::int64_t rows, std::int64_t width,
+                float* y);
+  void (*softcap)(const Context&, float* x, std::int64_t count, float cap);
+  void (*attention)(const Context&, const Attention&);
+  void (*sample)(const Context&, const Sample&);
+  void (*log_probabilities)(const Context&, const LogProbabilities&);
+  // Products of the int8 inner loop on `threads` threads for about `seconds`: operations a second.
+  double (*int8_rate)(const Context&, double seconds);
+  double (*read_rate)(const Context&, const std::byte* data, std::int64_t bytes);
+};
+
+// One set of kernels for each instruction set that was compiled, defined in operations.cc.
+namespace avx512 {
+extern const Operations operations;
+}
+namespace avx2 {
+extern const Operations operations;
+}
+namespace portable {
+extern const Operations operations;
+}
+
+}  // namespace mainspring

@@ -1,0 +1,68 @@
+// AVX-512 with F, BW, VL, DQ, VNNI and BF16.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+namespace mainspring::MAINSPRING_ISA {
+
+inline constexpr int lanes = 16;
+using Float = float __attribute__((vector_size(64)));
+using Int = std::int32_t __attribute__((vector_size(64)));
+using Packed = std::int32_t __attribute__((vector_size(64), aligned(4), may_alias));
+
+// Registers: 24 accumulators, 4 weights, 1 activation of 32.
+inline constexpr int tile_rows = 6;
+inline constexpr int tile_vecs = 4;
+
+inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
+// If either is NaN, the second.
+inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
+inline Int round_even(Float v) { return Int(_mm512_cvtps_epi32(v)); }
+
+// Two bfloat16 in each 32 bits.
+struct BFloat16 {
+  using Element = std::uint16_t;
+  using Accumulator = Float;
+  using Weights = __m512bh;
+  using Activation = __m512bh;
+  static constexpr int width = 2;
+
+  static Weights weights(const std::byte* p) { return __m512bh(_mm512_loadu_si512(p)); }
+  static Activation activation(const Element* p) {
+    std::int32_t pair;
+    __builtin_memcpy(&pair, p, sizeof pair);
+    return __m512bh(_mm512_set1_epi32(pair));
+  }
+  static Float dot(Activation x, Weights w, Float sum) { return _mm512_dpbf16_ps(sum, w, x); }
+  static void put(Element* p, Float v) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), __m256i(_mm512_cvtneps_pbh(v)));
+  }
+};
+
+// Four products of u8 weights (128 too large) and s8 activations in each 32 bits.
+struct Int8 {
+  using Element = std::int8_t;
+  using Accumulator = Int;
+  using Weights = Int;
+  using Activation = Int;
+  static constexpr int width = 4;
+
+  static Weights weights(const std::byte* p) { return Int(_mm512_loadu_si512(p)); }
+  static Activation activation(const Element* p) {
+    std::int32_t quad;
+    __builtin_memcpy(&quad, p, sizeof quad);
+    return Int(_mm512_set1_epi32(quad));
+  }
+  static Int dot(Activation x, Weights w, Int sum) {
+    return Int(_mm512_dpbusd_epi32(__m512i(sum), __m512i(w), __m512i(x)));
+  }
+  // `lanes` integers of the size of a byte.
+  static void put(Element* p, Int v) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(__m512i(v)));
+  }
+};
+
+}  // namespace mainspring::MAINSPRING_ISA
