@@ -11,8 +11,8 @@ __all__ = ["CostModel", "StepSize"]
 
 MEMORY = 46.0
 """A step counts half as much after about this many more: the machine changes within minutes."""
-PRIOR_WEIGHT = 0.1
-"""The guess before the first step counts like a tenth of a step."""
+GUESS = 0.1
+"""The guess of a coefficient counts like this share of the first step that shows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,8 @@ class CostModel:
     exponentially fading weights, by one sweep of coordinate descent on the normal equations a
     step (Franc, Hlavac, Navara 2005: sequential coordinate-wise non-negative least squares). A
     coefficient that recent steps say nothing about keeps its value. Errors being relative, a step
-    that a suspended machine or a cold page cache made k times too long weighs 1/k^2.
+    that a suspended machine or a cold page cache made k times too long weighs 1/k^2. The first
+    guess is the model's arithmetic on a slow machine; the first step sets its scale.
     """
 
     def __init__(self, shape: ModelShape) -> None:
@@ -46,11 +47,8 @@ class CostModel:
             token,
             4 * shape.layers * shape.heads * shape.head / operations,
         ]
-        self._a = [
-            [PRIOR_WEIGHT / t**2 if i == j else 0.0 for j in range(4)]
-            for i, t in enumerate(self._theta)
-        ]
-        self._b = [PRIOR_WEIGHT / t for t in self._theta]
+        self._a = [[0.0] * 4 for _ in range(4)]
+        self._b = [0.0] * 4
         self._fade = 0.5 ** (1 / MEMORY)
         self.observed = 0
 
@@ -91,29 +89,30 @@ class CostModel:
 
     def observe(self, size: StepSize, seconds: float) -> None:
         """Learn that a step of this size took `seconds`."""
-        self.observed += 1
         seconds = max(seconds, 1e-7)
-        x = (
-            1 / seconds,
-            size.drawn / seconds,
-            size.prefill / seconds,
-            size.attended / seconds,
-        )
-        fade, theta = self._fade, self._theta
+        if not self.observed:
+            scale = seconds / self.predict(size)
+            self._theta = [scale * t for t in self._theta]
+        self.observed += 1
+        x = (1 / seconds, size.drawn / seconds, size.prefill / seconds, size.attended / seconds)
+        self._accumulate(x)
+        theta = self._theta
+        for i, row in enumerate(self._a):
+            if x[i] > 0:
+                rest = sum(row[j] * theta[j] for j in range(4) if j != i)
+                theta[i] = max(0.0, (self._b[i] - rest) / row[i])
+
+    def _accumulate(self, x: tuple[float, float, float, float]) -> None:
+        """Fade the normal equations and add a step's features, in units of its own time."""
+        fade = self._fade
         for i, row in enumerate(self._a):
             xi = x[i]
-            row[:] = (
-                fade * row[0] + xi * x[0],
-                fade * row[1] + xi * x[1],
-                fade * row[2] + xi * x[2],
-                fade * row[3] + xi * x[3],
-            )
+            if xi > 0 and row[i] == 0:
+                row[i] = GUESS * xi * xi
+                self._b[i] = row[i] * self._theta[i]
+            for j in range(4):
+                row[j] = fade * row[j] + xi * x[j]
             self._b[i] = fade * self._b[i] + xi
-        for i, row in enumerate(self._a):
-            if row[i] * theta[i] ** 2 < 1e-9 and x[i] == 0:
-                continue  # faded away: nothing recent to learn from
-            rest = sum(row[j] * theta[j] for j in range(4) if j != i)
-            theta[i] = max(0.0, (self._b[i] - rest) / row[i])
 
 
 def attended(count: int, computed: int) -> int:
