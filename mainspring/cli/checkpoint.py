@@ -8,9 +8,7 @@ from typing import Any
 
 import msgspec
 
-from mainspring.engine import weights
-from mainspring.engine.quantize import FORMATS
-from mainspring.engine.weights import CheckpointInfo, inspect_checkpoint
+from mainspring.engine.weights import CheckpointInfo, inspect_checkpoint, inspect_config
 from mainspring.errors import ModelError
 from mainspring.registry import resolve
 from mainspring.registry.verify import read_limited
@@ -62,18 +60,3 @@ def read_config(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ModelError(f"{path} is not a config.json: {error}") from error
     return found
-
-
-def inspect_config(config: dict[str, Any]) -> CheckpointInfo:
-    """As `inspect_checkpoint`, from the config alone."""
-    family, fields = weights._family(config)
-    plan = weights._plan(family, fields, None, {}, 0)
-    shape = plan.shape()
-    per_token = 2 * shape.layers * shape.kv_heads * shape.head
-    return CheckpointInfo(
-        shape=shape,
-        dtype=str(config.get("torch_dtype") or config.get("dtype") or ""),
-        file_bytes=0,
-        weight_bytes={format: plan.bytes_in(format) for format in FORMATS},
-        kv_bytes={"float32": 4 * per_token, "bf16": 2 * per_token},
-    )

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
 from mainspring.cli.command import command
 from mainspring.cli.render import ago, count, facts, heading, print_json, size, table
@@ -16,7 +15,6 @@ from mainspring.errors import BadRequest, MainspringError, ModelNotFound
 from mainspring.registry import EMBEDDED, ModelPath, resolve
 from mainspring.registry.catalog import Catalog
 from mainspring.registry.manifest import Manifest
-from mainspring.registry.verify import read_limited
 
 if TYPE_CHECKING:
     from mainspring.engine.weights import CheckpointInfo
@@ -25,8 +23,6 @@ __all__ = ["list_", "rm", "show"]
 
 HOME = setting_options(Config, "home")
 TEMPLATE_LINES = 6
-TEMPLATE_LIMIT = 1 << 20
-JSON_LIMIT = 16 << 20
 
 
 @command(
@@ -137,6 +133,8 @@ def check(found: ModelPath, manifest: Manifest | None) -> None:
 
 def describe(found: ModelPath, manifest: Manifest | None, info: CheckpointInfo) -> dict[str, Any]:
     """Everything `show` says, as JSON has it."""
+    from mainspring.runtimes.template import read_template
+
     files = {path.name: path.stat().st_size for path in found.path.iterdir() if path.is_file()}
     sums = {file.name: file.sha256 for file in manifest.files} if manifest else {}
     return {
@@ -157,27 +155,8 @@ def describe(found: ModelPath, manifest: Manifest | None, info: CheckpointInfo) 
             {"name": name, "size": files[name], "sha256": sums.get(name, "")}
             for name in sorted(files)
         ],
-        "chat_template": chat_template(found.path),
+        "chat_template": read_template(found.path).source or "",
     }
-
-
-def chat_template(directory: Path) -> str:
-    """The template's text; empty without one. Of several, the first."""
-    try:
-        return read_limited(directory / "chat_template.jinja", TEMPLATE_LIMIT).decode("utf-8")
-    except (OSError, UnicodeDecodeError):
-        pass
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        try:
-            values = msgspec.json.decode(read_limited(directory / name, JSON_LIMIT))
-        except (OSError, ValueError):
-            continue
-        template = values.get("chat_template") if isinstance(values, dict) else None
-        if isinstance(template, list) and template and isinstance(template[0], dict):
-            template = template[0].get("template")
-        if isinstance(template, str):
-            return template
-    return ""
 
 
 def print_model(known: dict[str, Any], *, verified: bool) -> None:

@@ -38,12 +38,21 @@ class Speed(Struct, frozen=True, kw_only=True):
     """seconds that any kernel call costs, however small"""
 
 
-def measure(kernels: Kernels, *, budget: float = 0.3) -> Speed:
-    """Time the kernels that a model runs on. `budget` seconds are spent on timing, best of each."""
+def measure(
+    kernels: Kernels,
+    *,
+    budget: float = 0.3,
+    big: tuple[int, int] = BIG,
+    small: tuple[int, int] = SMALL,
+) -> Speed:
+    """Time the kernels that a model runs on. `budget` seconds are spent on timing, best of each.
+
+    `big` and `small` are the shapes of the matrices that measure memory and arithmetic.
+    """
     each = budget / (len(FORMATS) * len(ROWS) + 3)
     linear: dict[str, dict[int, float]] = {}
-    n, k = SMALL
-    matrix = np.random.default_rng(0).standard_normal(SMALL, np.float32)
+    n, k = small
+    matrix = np.random.default_rng(0).standard_normal(small, np.float32)
     for format in FORMATS:
         weight = kernels.weight(matrix, format=format)
         linear[format] = {}
@@ -54,7 +63,7 @@ def measure(kernels: Kernels, *, budget: float = 0.3) -> Speed:
     return Speed(
         isa=kernels.name,
         threads=kernels.threads,
-        bandwidth=bandwidth(kernels, each),
+        bandwidth=bandwidth(kernels, big, each),
         linear=linear,
         attention=attention(kernels, each),
         call=call(kernels, each),
@@ -73,10 +82,10 @@ def best(function: Callable[[], object], budget: float) -> float:
     return shortest
 
 
-def bandwidth(kernels: Kernels, budget: float) -> float:
+def bandwidth(kernels: Kernels, big: tuple[int, int], budget: float) -> float:
     """Bytes a second while one row is multiplied with more bf16 weights than any cache holds."""
-    weight = kernels.weight(np.zeros(BIG, np.uint16), format="bf16")
-    x = np.ones((1, BIG[1]), np.float32)
+    weight = kernels.weight(np.zeros(big, np.uint16), format="bf16")
+    x = np.ones((1, big[1]), np.float32)
     return weight.nbytes / best(lambda: kernels.linear(x, weight), budget)
 
 
