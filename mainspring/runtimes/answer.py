@@ -62,11 +62,12 @@ class Answer:
                 if isinstance(output, MainspringError):
                     raise output
                 chunk = choice.take(output)
-                if choice.finish is not None:
+                if chunk is None:
+                    continue
+                if chunk.finish is not None:
                     left -= 1
                     self._supervisor.cancel(self._flights[place])
-                if chunk is not None:
-                    yield chunk
+                yield chunk
         yield self._last()
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from mainspring.runtimes.prompt import Prompt
 from mainspring.runtimes.stops import Stops
 from mainspring.runtimes.tokenizer import Tokenizer
 from mainspring.types import Chunk, Event, Finish, Sampling, Timeline, Token, TokenTime
@@ -43,19 +44,18 @@ class EngineOutput(Protocol):
 class Choice:
     """Turns the tokens of one sequence into text, until a stop string or the Engine ends it.
 
-    `echo` is the prompt's text where it comes first; `continues` says that the text goes on from
-    the prompt, as a completion does and a chat reply does not.
+    `continues` says that the text goes on from the prompt, as a completion does and a chat reply
+    does not.
     """
 
     def __init__(
         self,
         index: int,
         tokenizer: Tokenizer,
-        prompt: Sequence[int],
+        prompt: Prompt,
         sampling: Sampling,
         *,
         stop: Sequence[str] = (),
-        echo: str = "",
         continues: bool = False,
     ) -> None:
         self.index = index
@@ -66,11 +66,11 @@ class Choice:
         self.times: list[TokenTime] = []
         self.events: tuple[Event, ...] = ()
         self._tokenizer = tokenizer
-        self.prompt = prompt
+        self.prompt = prompt.ids
         self.sampling = sampling
-        self._text = tokenizer.detokenizer(prompt if continues else ())
+        self._text = tokenizer.detokenizer(prompt.ids if continues else ())
         self._stops = Stops(stop)
-        self._echo = echo
+        self._echo = prompt.echo
         self._scored = sampling.prompt_logprobs is None
         """whether prompt log-probabilities are no longer awaited"""
         self._pending: list[tuple[int, Token]] = []
@@ -102,13 +102,17 @@ class Choice:
             text += rest if stopped is not None else rest + self._stops.end()
             self.finish = output.finish if stopped is None else Finish.STOP
             reason = output.stop_reason if stopped is None else stopped
-        self.events = output.events
+        self.events = output.events or self.events
         return self._chunk(text, self._prompt_tokens(output), reason)
 
     def timeline(self, before: Sequence[Event], replays: Sequence[float]) -> Timeline:
         """The story of the choice; `before` happened in the server, `replays` are times."""
-        replayed = [Event("replayed", time) for time in replays]
-        events = sorted([*before, *replayed, *self.events], key=lambda event: event.time)
+        events = [*before, *self.events, *(Event("replayed", time) for time in replays)]
+        if self.times and all(event.name != "finished" for event in events):
+            # A stop string ended it: the Engine was told, and did not tell.
+            last = self.times[-1]
+            events.append(Event("finished", last.time, 0, last.step))
+        events.sort(key=lambda event: event.time)
         return Timeline(self.index, tuple(events), tuple(self.times))
 
     def _feed(self, id: int) -> tuple[str, str | None]:

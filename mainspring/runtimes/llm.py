@@ -6,21 +6,22 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from mainspring.config import ModelConfig
-from mainspring.errors import BadRequest, ContextLength, Overloaded, Unavailable
+from mainspring.errors import BadRequest, Overloaded, Unavailable
 from mainspring.runtimes.answer import Answer
 from mainspring.runtimes.choice import Choice
+from mainspring.runtimes.prompt import Prompt, Prompts
 from mainspring.runtimes.supervisor import Supervisor
-from mainspring.runtimes.template import ChatTemplate, read_template, template_messages
-from mainspring.runtimes.tokenizer import Guard, Tokenizer
-from mainspring.types import Chunk, EngineStats, ModelInfo, Request, Sampling, Task
+from mainspring.runtimes.template import ChatTemplate, read_template
+from mainspring.runtimes.tokenizer import Tokenizer
+from mainspring.types import Chunk, EngineStats, ModelInfo, Request, Task
 
 __all__ = ["LLMRuntime"]
 
@@ -28,7 +29,6 @@ SEEDS = 1 << 63
 OUTPUT_GUESS = 128.0
 """output tokens of a choice, before any has ended"""
 RETRY_LIMIT = 300.0
-RESERVED_VARIABLES = frozenset({"messages", "chat_template", "raise_exception", "strftime_now"})
 
 T = TypeVar("T")
 
@@ -55,7 +55,8 @@ class LLMRuntime:
         self._template_variables = template_variables
         self._supervisor = Supervisor(name, path, config, stall_seconds=stall_seconds)
         self._threads = ThreadPoolExecutor(1, thread_name_prefix=f"tokenize-{name}")
-        self._parts: tuple[Tokenizer, ChatTemplate] | None = None
+        self._template: ChatTemplate | None = None
+        self._prompts: Prompts | None = None
         self._info: ModelInfo | None = None
         self._places = config.max_running + config.max_queue
         self._taken = 0
@@ -74,17 +75,18 @@ class LLMRuntime:
         its Worker keeps crashing.
         """
         try:
-            template = ChatTemplate(await self._in_thread(lambda: read_template(self._path)))
+            files = await self._in_thread(lambda: read_template(self._path))
+            template = self._template = ChatTemplate(files)
             ready, tokenizer, _ = await asyncio.gather(
                 self._supervisor.start(),
                 self._in_thread(lambda: Tokenizer(self._path)),
                 template.start(),
             )
-            tokenizer.check(ready.vocabulary)
+            prompts = Prompts(self.name, tokenizer, ready.context, ready.vocabulary)
         except BaseException:
             await self.stop()
             raise
-        self._parts = tokenizer, template
+        self._prompts = prompts
         self._info = ModelInfo(
             name=self.name,
             family=ready.family,
@@ -105,8 +107,8 @@ class LLMRuntime:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._idle.wait(), drain)
         await self._supervisor.stop()
-        if self._parts:
-            await self._parts[1].stop()
+        if self._template:
+            await self._template.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # What is known of it --------------------------------------------------------------------------
@@ -167,7 +169,7 @@ class LLMRuntime:
                 self._idle.set()
 
     def _admit(self, places: int) -> None:
-        if self._stopped or self._parts is None:
+        if self._stopped or self._prompts is None:
             raise Unavailable(f"model {self.name} is {self.unhealthy() or 'loading'}")
         if self._supervisor.lost:
             raise Unavailable(f"model {self.name} is {self._supervisor.unhealthy()}")
@@ -206,108 +208,47 @@ class LLMRuntime:
     # From a request to choices --------------------------------------------------------------------
 
     async def _choices(self, request: Request) -> list[Choice]:
-        assert self._parts is not None
-        tokenizer, template = self._parts
+        assert self._prompts is not None
         chat = request.task is Task.CHAT
         if chat:
-            prompts = [(await self._chat(request, tokenizer, template), "")]
+            prompts = [await self._chat(request)]
         else:
-            prompts = await self._in_thread(lambda: list(self._prompts(request, tokenizer)))
-        for ids, _ in prompts:
-            self._check(ids, request.sampling)
+            complete = self._prompts.complete
+            prompts = await self._in_thread(
+                lambda: [complete(prompt, echo=request.echo) for prompt in request.prompts]
+            )
+        for prompt in prompts:
+            self._prompts.check(prompt, request.sampling)
         seed = secrets.randbelow(SEEDS) if request.seed is None else request.seed
         choices: list[Choice] = []
-        for ids, echo in prompts:
+        for prompt in prompts:
             for _ in range(request.n):
-                index = len(choices)
-                sampling = msgspec.structs.replace(request.sampling, seed=(seed + index) % SEEDS)
-                choices.append(
-                    Choice(
-                        index,
-                        tokenizer,
-                        ids,
-                        sampling,
-                        stop=request.stop,
-                        echo=echo,
-                        continues=not chat,
-                    )
+                sampling = msgspec.structs.replace(
+                    request.sampling, seed=(seed + len(choices)) % SEEDS
                 )
+                choice = Choice(
+                    len(choices),
+                    self._prompts.tokenizer,
+                    prompt,
+                    sampling,
+                    stop=request.stop,
+                    continues=not chat,
+                )
+                choices.append(choice)
         return choices
 
-    async def _chat(
-        self, request: Request, tokenizer: Tokenizer, template: ChatTemplate
-    ) -> list[int]:
-        variables = request.template_variables
-        if variables and not self._template_variables:
+    async def _chat(self, request: Request) -> Prompt:
+        assert self._prompts is not None and self._template is not None
+        prompts, asked = self._prompts, request.template_variables
+        if asked and not self._template_variables:
             raise BadRequest(
                 "chat_template_kwargs are not allowed here; the operator can allow them with "
                 "--template-variables",
                 param="chat_template_kwargs",
             )
-        if reserved := sorted(RESERVED_VARIABLES & variables.keys()):
-            raise BadRequest(
-                f"chat_template_kwargs cannot set {reserved[0]}", param="chat_template_kwargs"
-            )
-
-        def guard() -> tuple[str, Any, Any]:
-            messages = template_messages(request.messages)
-            texts = list(_texts([messages, variables]))
-            tokenizer.check_length("".join(texts), self.info.context, self.name)
-            guarded = Guard(tokenizer.special, texts)
-            return guarded.mark, guarded(messages), guarded(variables)
-
-        mark, messages, variables = await self._in_thread(guard)
-        variables = {"add_generation_prompt": True, **variables}
-        text = await template.render(messages, variables, mark)
-        return await self._in_thread(lambda: tokenizer.encode_guarded(text, mark))
-
-    def _prompts(self, request: Request, tokenizer: Tokenizer) -> Iterator[tuple[list[int], str]]:
-        """Ids and echoed text of each prompt."""
-        for prompt in request.prompts:
-            if isinstance(prompt, str):
-                tokenizer.check_length(prompt, self.info.context, self.name)
-                yield tokenizer.encode(prompt), prompt if request.echo else ""
-            else:
-                self._check_ids(prompt)
-                yield list(prompt), tokenizer.decode(prompt) if request.echo else ""
-
-    def _check_ids(self, ids: tuple[int, ...]) -> None:
-        vocabulary = self.info.vocabulary
-        if ids and not (min(ids) >= 0 and max(ids) < vocabulary):
-            worst = min(ids) if min(ids) < 0 else max(ids)
-            raise BadRequest(
-                f"token id {worst} is not in the vocabulary, 0 to {vocabulary - 1}", param="prompt"
-            )
-
-    def _check(self, ids: list[int], sampling: Sampling) -> None:
-        context, asked = self.info.context, sampling.max_tokens or 1
-        if not ids:
-            raise BadRequest("the prompt holds no tokens; send at least one", param="prompt")
-        if len(ids) >= context:
-            raise ContextLength(
-                f"the prompt has {len(ids)} tokens; the context of {self.name} is {context}, and "
-                "the answer needs at least one of them",
-                param="prompt",
-            )
-        if len(ids) + asked > context:
-            raise ContextLength(
-                f"the prompt has {len(ids)} tokens and max_tokens asks for {asked}; the context "
-                f"of {self.name} is {context}: ask for at most {context - len(ids)}",
-                param="max_tokens",
-            )
+        guarded = await self._in_thread(lambda: prompts.guard(request.messages, asked))
+        text = await self._template.render(guarded)
+        return await self._in_thread(lambda: prompts.chat(text, guarded.mark))
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every string in a value made of dictionaries and lists."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _texts(key)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)

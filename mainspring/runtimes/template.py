@@ -13,16 +13,19 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from mainspring.errors import BadRequest, ModelError
-from mainspring.types import Message
+from mainspring.runtimes.prompt import Guarded
 
-__all__ = ["ChatTemplate", "TemplateFiles", "read_template", "template_messages"]
+__all__ = [
+    "ChatTemplate",
+    "TemplateFiles",
+    "read_template",
+]
 
 RENDER_SECONDS = 0.25
 STARVED_SECONDS = 2.0
@@ -73,24 +76,20 @@ class ChatTemplate:
     async def stop(self) -> None:
         await self._kill()
 
-    async def render(
-        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any], mark: str
-    ) -> str:
+    async def render(self, guarded: Guarded) -> str:
         """The prompt for the messages.
 
-        `mark` is the private character that guards them. Raises BadRequest with the template's
-        own words, or saying that it took too much time or memory; ModelError when the template
-        is at fault whatever the messages are.
+        Raises BadRequest with the template's own words, or saying that it took too much time or
+        memory; ModelError when the template is at fault whatever the messages are.
         """
         if self._files.source is None:
             raise BadRequest(
                 "this model has no chat template; send a prompt to /v1/completions instead",
                 param="messages",
             )
-        asked = {"messages": messages, "variables": variables, "mark": mark}
         async with self._lock:
             await self._ensure()
-            reply = await self._ask(asked, RENDER_SECONDS)
+            reply = await self._ask(guarded, RENDER_SECONDS)
         return _text_of(reply)
 
     async def _ensure(self) -> None:
@@ -196,33 +195,6 @@ def _text_of(reply: Reply) -> str:
     if reply.kind:
         raise BadRequest(reply.error, param="messages")
     return reply.text
-
-
-def template_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Messages as templates take them: absent fields are absent, call arguments are objects."""
-    return [_as_dictionary(message) for message in messages]
-
-
-def _as_dictionary(message: Message) -> dict[str, Any]:
-    fields: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.name is not None:
-        fields["name"] = message.name
-    if message.tool_call_id is not None:
-        fields["tool_call_id"] = message.tool_call_id
-    if message.tool_calls:
-        fields["tool_calls"] = [_call(call) for call in message.tool_calls]
-    return fields
-
-
-def _call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
-        return dict(call)
-    try:
-        arguments = msgspec.json.decode(function["arguments"])
-    except msgspec.DecodeError:
-        return dict(call)
-    return {**call, "function": {**function, "arguments": arguments}}
 
 
 def read_template(path: Path) -> TemplateFiles:

@@ -19,7 +19,7 @@ import msgspec
 import tokenizers
 from msgspec import Struct
 
-from mainspring.errors import BadRequest, ContextLength, ModelError
+from mainspring.errors import BadRequest, ModelError
 from mainspring.runtimes.detokenizer import (
     ByteDetokenizer,
     Detokenizer,
@@ -31,7 +31,6 @@ __all__ = ["Guard", "SpecialTokens", "Tokenizer"]
 
 FILE = "tokenizer.json"
 FILE_LIMIT = 128 << 20
-CONFIG_LIMIT = 16 << 20
 PRIVATE = (range(0xE100, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 SAMPLES = 256
 HOLES = 1024
@@ -187,16 +186,6 @@ class Tokenizer:
             (encoding,) = self._library.encode_batch_fast([text], add_special_tokens=begin)
         ids: list[int] = encoding.ids
         return ids
-
-    def check_length(self, text: str, context: int, name: str) -> None:
-        """Refuse by its bytes, before it costs anything, a text that cannot fit."""
-        most = context * self.longest
-        if len(text) > most or len(text.encode()) > most:
-            raise ContextLength(
-                f"the prompt has {len(text.encode())} bytes; the context of {name} is {context} "
-                f"tokens, which hold {most} bytes at the very most",
-                param="prompt",
-            )
 
     # Ids to text ----------------------------------------------------------------------------------
 

@@ -1,0 +1,150 @@
+"""From what a request says to the token ids of a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from mainspring.errors import BadRequest, ContextLength
+from mainspring.runtimes.tokenizer import Guard, Tokenizer
+from mainspring.types import Message, Sampling
+
+__all__ = ["Guarded", "Prompt", "Prompts"]
+
+RESERVED = frozenset({"messages", "chat_template", "raise_exception", "strftime_now"})
+
+
+class Prompt(Struct, frozen=True):
+    """A prompt as the Engine takes it, and its text where the answer repeats it."""
+
+    ids: tuple[int, ...]
+    echo: str = ""
+
+
+class Guarded(Struct, frozen=True):
+    """What a chat template is given; `mark` breaks the special tokens in the strings."""
+
+    messages: list[Any]
+    variables: dict[str, Any]
+    mark: str
+
+
+class Prompts:
+    """Makes prompts for one model. Takes time in proportion to the text: call it in a thread.
+
+    Raises ModelError if the tokenizer does not belong to a model of that vocabulary.
+    """
+
+    def __init__(self, name: str, tokenizer: Tokenizer, context: int, vocabulary: int) -> None:
+        tokenizer.check(vocabulary)
+        self.tokenizer = tokenizer
+        self._name = name
+        self._context = context
+        self._vocabulary = vocabulary
+
+    def guard(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> Guarded:
+        """The messages for the chat template. Raises ContextLength or BadRequest."""
+        if reserved := sorted(RESERVED & variables.keys()):
+            raise BadRequest(
+                f"chat_template_kwargs cannot set {reserved[0]}", param="chat_template_kwargs"
+            )
+        fields = [_fields(message) for message in messages]
+        texts = list(_texts([fields, variables]))
+        self._check_bytes(sum(map(_bytes, texts)))
+        guard = Guard(self.tokenizer.special, texts)
+        given = {"add_generation_prompt": True, **guard(dict(variables))}
+        return Guarded(guard(fields), given, guard.mark)
+
+    def chat(self, text: str, mark: str) -> Prompt:
+        """The prompt of a rendered conversation."""
+        return Prompt(tuple(self.tokenizer.encode_guarded(text, mark)))
+
+    def complete(self, prompt: str | Sequence[int], *, echo: bool) -> Prompt:
+        """The prompt of a completion: whoever sends it writes all of it, special tokens included.
+
+        Raises ContextLength or BadRequest.
+        """
+        if isinstance(prompt, str):
+            self._check_bytes(_bytes(prompt))
+            return Prompt(tuple(self.tokenizer.encode(prompt)), prompt if echo else "")
+        self._check_ids(prompt)
+        return Prompt(tuple(prompt), self.tokenizer.decode(prompt) if echo else "")
+
+    def check(self, prompt: Prompt, sampling: Sampling) -> None:
+        """Raise ContextLength unless prompt and asked output fit into the context."""
+        tokens, context, asked = len(prompt.ids), self._context, sampling.max_tokens or 1
+        if not tokens:
+            raise BadRequest("the prompt holds no tokens; send at least one", param="prompt")
+        if tokens >= context:
+            raise ContextLength(
+                f"the prompt has {tokens} tokens; the context of {self._name} is {context}, and "
+                "the answer needs at least one of them",
+                param="prompt",
+            )
+        if tokens + asked > context:
+            raise ContextLength(
+                f"the prompt has {tokens} tokens and max_tokens asks for {asked}; the context "
+                f"of {self._name} is {context}: ask for at most {context - tokens}",
+                param="max_tokens",
+            )
+
+    def _check_bytes(self, count: int) -> None:
+        """Refuse, before it costs anything, a text that cannot fit."""
+        most = self._context * self.tokenizer.longest
+        if count > most:
+            raise ContextLength(
+                f"the prompt has {count} bytes; the context of {self._name} is {self._context} "
+                f"tokens, which hold {most} bytes at the very most",
+                param="prompt",
+            )
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        for worst in (min(ids, default=0), max(ids, default=0)):
+            if not 0 <= worst < self._vocabulary:
+                raise BadRequest(
+                    f"token id {worst} is not in the vocabulary, 0 to {self._vocabulary - 1}",
+                    param="prompt",
+                )
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode(errors="replace"))
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every string in a value made of dictionaries and lists."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _fields(message: Message) -> dict[str, Any]:
+    """A message as templates take it: absent fields are absent, call arguments are objects."""
+    fields: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.name is not None:
+        fields["name"] = message.name
+    if message.tool_call_id is not None:
+        fields["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        fields["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return fields
+
+
+def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = call.get("function")
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return dict(call)
+    try:
+        arguments = msgspec.json.decode(function["arguments"])
+    except msgspec.DecodeError:
+        return dict(call)
+    return {**call, "function": {**function, "arguments": arguments}}
