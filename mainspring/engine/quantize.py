@@ -16,8 +16,10 @@ FORMATS: tuple[Format, ...] = get_args(Format)
 Role = Literal["linear", "embedding", "router"]
 """embedding is also the output head, whether tied or not; router chooses experts"""
 
-GROUP = {"int8": 128, "int4": 32}
-"""numbers along k that share a float32 scale, see `Kernels.weight`"""
+GROUP = 128
+"""numbers along k that share a float32 scale in int8 and int4, see `Kernels.weight`"""
+SUBGROUP = 32
+"""numbers along k that share a one-byte multiplier in int4"""
 
 
 def format_of(role: Role, format: Format) -> Format:
@@ -30,10 +32,12 @@ def format_of(role: Role, format: Format) -> Format:
 
 
 def packed_bytes(n: int, k: int, format: Format) -> int:
-    """Bytes of a matrix [n, k] in memory, as the contract of `Kernels.weight` packs it."""
+    """Bytes of a matrix [n, k] in memory, without bias and padding."""
     if format == "float32":
         return 4 * n * k
     if format == "bf16":
         return 2 * n * k
-    groups = -(-k // GROUP[format])
-    return n * (4 * groups + (k if format == "int8" else -(-k // 2)))
+    scales = 4 * -(-k // GROUP)
+    if format == "int8":
+        return n * (k + scales)
+    return n * (-(-k // 2) + -(-k // SUBGROUP) + scales)

@@ -158,7 +158,6 @@ class Source:
         bias_values = None
         if bias:
             bias_values = _float32(self._read([f"{n}.bias" for n in names], [(n,) for n in rows]))
-            self.weight_bytes += bias_values.nbytes
         return self._pack(matrix, bias_values, role)
 
     def stack(self, name: str, count: int, n: int, k: int) -> list[Weight]:

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
-
-import numpy as np
+from typing import Any
 
 from mainspring.engine.architectures import Architecture, Family, ModelShape, find_family
 from mainspring.engine.checkpoint import Checkpoint
 from mainspring.engine.fields import Fields
-from mainspring.engine.quantize import FORMATS, Role, format_of, packed_bytes
+from mainspring.engine.plan import Plan
+from mainspring.engine.quantize import FORMATS
 from mainspring.engine.sizes import Sizes
 from mainspring.engine.source import CheckpointTensors, RandomTensors, Source
 from mainspring.errors import InsufficientMemory, ModelError
-from mainspring.kernels import Array, Format, Kernels, Weight
+from mainspring.kernels import Format, Kernels
 
-__all__ = ["Checkpoint", "CheckpointInfo", "inspect_checkpoint", "load_model", "random_model"]
-
-NOT_WEIGHTS = ("rotary_emb.inv_freq", ".masked_bias", ".rotary_pos_emb.inv_freq")
+__all__ = [
+    "Checkpoint",
+    "CheckpointInfo",
+    "inspect_checkpoint",
+    "inspect_config",
+    "load_model",
+    "random_model",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,12 +93,25 @@ def inspect_checkpoint(path: Path) -> CheckpointInfo:
     stored: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.nbytes
-    shape = plan.shape()
+    dtype = max(stored, key=lambda name: stored[name])
+    return _info(plan, dtype, sum(stored.values()))
+
+
+def inspect_config(config: dict[str, Any]) -> CheckpointInfo:
+    """The same of a config.json alone: `file_bytes` is 0 and `dtype` what the config says."""
+    family, fields = _family(config)
+    plan = _plan(family, fields, None, {}, 0)
+    dtype = config.get("dtype") or config.get("torch_dtype") or ""
+    return _info(plan, dtype if isinstance(dtype, str) else "", 0)
+
+
+def _info(plan: Plan, dtype: str, file_bytes: int) -> CheckpointInfo:
+    shape = plan.built
     per_token = 2 * shape.layers * shape.kv_heads * shape.head
     return CheckpointInfo(
         shape=shape,
-        dtype=max(stored, key=lambda dtype: stored[dtype]),
-        file_bytes=sum(stored.values()),
+        dtype=dtype,
+        file_bytes=file_bytes,
         weight_bytes={format: plan.bytes_in(format) for format in FORMATS},
         kv_bytes={"float32": 4 * per_token, "bf16": 2 * per_token},
     )
@@ -164,100 +181,7 @@ def _plan(
     last = sizes.vocabulary - 1
     ends = Fields(generation, where="generation_config.json").integers("eos_token_id", high=last)
     eos = tuple(dict.fromkeys((*fields.integers("eos_token_id", high=last), *ends)))
-    plan = Plan(fields, sizes, tensors, context, eos)
-    plan.shape_built = family.build(plan).shape
+    plan = Plan(fields, sizes, tensors, context=context, eos=eos)
+    plan.built = family.build(plan).shape
     plan.refuse_problems()
     return plan
-
-
-class Plan(Source):
-    """A Source without numbers: weights have a size only, and what is wrong is collected.
-
-    Without `tensors` every tensor that is asked for exists.
-    """
-
-    shape_built: ModelShape
-
-    def __init__(
-        self,
-        fields: Fields,
-        sizes: Sizes,
-        tensors: CheckpointTensors | None,
-        context: int,
-        eos: tuple[int, ...],
-    ) -> None:
-        absent = RandomTensors(0) if tensors is None else tensors
-        # No kernel is ever called: a plan is built, not run.
-        kernels = cast(Kernels, None)
-        super().__init__(fields, sizes, absent, kernels, format="bf16", context=context, eos=eos)
-        self.stored = tensors
-        self.used: dict[str, tuple[int, ...]] = {}
-        self.matrices: list[tuple[int, int, Role]] = []
-
-    def _read(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
-        self.used.update(zip(names, shapes, strict=True))
-        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        empty = np.broadcast_to(np.float32(0), shape)  # no memory behind it
-        self.parameters += empty.size
-        return empty
-
-    def _pack(self, matrix: Array, bias: Array | None, role: Role) -> Weight:
-        n, k = matrix.shape
-        self.matrices.append((n, k, role))
-        weight = PlannedWeight(n, k, format_of(role, self.format))
-        self.weight_bytes += weight.nbytes
-        return weight
-
-    def shape(self) -> ModelShape:
-        return self.shape_built
-
-    def bytes_in(self, format: Format) -> int:
-        """Bytes of all weights if the model is loaded in `format`."""
-        planned = sum(PlannedWeight(n, k, self.format).nbytes for n, k, _ in self.matrices)
-        return (
-            self.weight_bytes
-            - planned
-            + sum(packed_bytes(n, k, format_of(role, format)) for n, k, role in self.matrices)
-        )
-
-    def refuse_problems(self) -> None:
-        """Raise ModelError if the files lack a tensor, hold it in another shape, or hold more."""
-        if self.stored is None:
-            return
-        tensors, tied = self.stored, self.sizes.tied
-        missing = [name for name in self.used if name not in tensors]
-        if missing:
-            raise ModelError(f"tensors missing from the checkpoint: {_listed(missing)}")
-        for name, shape in self.used.items():
-            if (found := tensors.shape(name)) != shape:
-                raise ModelError(
-                    f"{name} has shape {list(found)}; config.json makes it {list(shape)}"
-                )
-            tensors.dtype(name)
-        extra = [
-            name
-            for name in tensors.files
-            if name not in self.used
-            and not name.endswith(NOT_WEIGHTS)
-            and not (tied and name == "lm_head.weight")
-        ]
-        if extra:
-            raise ModelError(f"tensors that a {self.sizes.family} has no use for: {_listed(extra)}")
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedWeight:
-    """The size of a Weight that will be."""
-
-    n: int
-    k: int
-    format: Format
-
-    @property
-    def nbytes(self) -> int:
-        return packed_bytes(self.n, self.k, self.format)
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(name[:100] for name in names[:5])
-    return shown if len(names) <= 5 else f"{shown} and {len(names) - 5} more"

@@ -10,7 +10,9 @@ from mainspring.engine.layers.feedforward import FeedForward
 from mainspring.engine.layers.rope import Rope
 from mainspring.engine.source import Source
 
-__all__ = ["build"]
+__all__ = ["DEFAULTS", "build"]
+
+DEFAULTS = {"max_position_embeddings": 2048}
 
 
 def build(source: Source) -> Architecture:

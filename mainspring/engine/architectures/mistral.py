@@ -12,7 +12,11 @@ from mainspring.engine.source import Source
 
 __all__ = ["DEFAULTS", "build"]
 
-DEFAULTS = {"sliding_window": 4096, "num_key_value_heads": 8}
+DEFAULTS = {
+    "sliding_window": 4096,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131_072,
+}
 
 
 def build(source: Source) -> Architecture:

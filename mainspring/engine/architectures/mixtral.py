@@ -14,6 +14,8 @@ __all__ = ["DEFAULTS", "build", "rename"]
 
 DEFAULTS = {
     "rope_theta": 1e6,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131_072,
     "num_key_value_heads": 8,
     "num_local_experts": 8,
     "num_experts_per_tok": 2,

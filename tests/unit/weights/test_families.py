@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mainspring.engine.architectures import find_family, known_families
-from mainspring.engine.weights import random_model
+from mainspring.engine.weights import inspect_config, random_model
 from mainspring.errors import UnknownArchitecture
 from mainspring.kernels import load_kernels
 from tests.tiny import tiny_config
@@ -43,3 +44,191 @@ def test_the_guides_example_is_a_family(tmp_path: Path, monkeypatch: pytest.Monk
     assert model.shape.family == "example"
     assert find_family("llama").build.__module__ == "mainspring.engine.architectures.llama"
     sys.modules.pop("outside_example", None)
+
+
+# What published config.json files say, without the fields no one reads, and how many parameters
+# their model cards count (with tied embeddings once, without a vision tower).
+PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
+    "Llama-3.2-1B": (
+        1_235_814_400,
+        {
+            "model_type": "llama",
+            "hidden_size": 2048,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 16,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 64,
+            "vocab_size": 128_256,
+            "max_position_embeddings": 131_072,
+            "tie_word_embeddings": True,
+            "rope_theta": 500_000.0,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+        },
+    ),
+    "Mistral-7B-v0.1": (
+        7_241_732_096,
+        {
+            "model_type": "mistral",
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "vocab_size": 32_000,
+            "max_position_embeddings": 32_768,
+            "sliding_window": 4096,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "Qwen2.5-0.5B": (
+        494_032_768,
+        {
+            "model_type": "qwen2",
+            "hidden_size": 896,
+            "intermediate_size": 4864,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 14,
+            "num_key_value_heads": 2,
+            "vocab_size": 151_936,
+            "max_position_embeddings": 32_768,
+            "max_window_layers": 24,
+            "sliding_window": 32_768,
+            "tie_word_embeddings": True,
+            "use_sliding_window": False,
+        },
+    ),
+    "Qwen3-0.6B": (
+        596_049_920,
+        {
+            "model_type": "qwen3",
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "vocab_size": 151_936,
+            "max_position_embeddings": 40_960,
+            "rope_scaling": None,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "Qwen3-30B-A3B": (
+        30_532_122_624,
+        {
+            "model_type": "qwen3_moe",
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "moe_intermediate_size": 768,
+            "num_hidden_layers": 48,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 4,
+            "head_dim": 128,
+            "num_experts": 128,
+            "num_experts_per_tok": 8,
+            "norm_topk_prob": True,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": [],
+            "vocab_size": 151_936,
+            "max_position_embeddings": 40_960,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "Mixtral-8x7B": (
+        46_702_792_704,
+        {
+            "model_type": "mixtral",
+            "hidden_size": 4096,
+            "intermediate_size": 14_336,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 2,
+            "vocab_size": 32_000,
+            "max_position_embeddings": 32_768,
+            "sliding_window": None,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "Phi-3-mini-4k": (
+        3_821_079_552,
+        {
+            "model_type": "phi3",
+            "auto_map": {
+                "AutoConfig": "configuration_phi3.Phi3Config",
+                "AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM",
+            },
+            "hidden_size": 3072,
+            "intermediate_size": 8192,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 32,
+            "vocab_size": 32_064,
+            "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096,
+            "sliding_window": 2047,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma-2-2b": (
+        2_614_341_888,
+        {
+            "model_type": "gemma2",
+            "hidden_size": 2304,
+            "intermediate_size": 9216,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "vocab_size": 256_000,
+            "max_position_embeddings": 8192,
+            "sliding_window": 4096,
+        },
+    ),
+    "gemma-3-1b": (
+        999_885_952,
+        {
+            "model_type": "gemma3_text",
+            "hidden_size": 1152,
+            "intermediate_size": 6912,
+            "num_hidden_layers": 26,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "vocab_size": 262_144,
+            "max_position_embeddings": 32_768,
+            "sliding_window": 512,
+        },
+    ),
+    "gemma-3-4b": (
+        3_880_263_168,
+        {
+            "model_type": "gemma3",
+            "eos_token_id": [1, 106],
+            "text_config": {
+                "model_type": "gemma3_text",
+                "hidden_size": 2560,
+                "intermediate_size": 10_240,
+                "num_hidden_layers": 34,
+                "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                "sliding_window": 1024,
+            },
+            "vision_config": {"model_type": "siglip_vision_model"},
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_are_counted_right(name: str) -> None:
+    parameters, config = PUBLISHED[name]
+    assert inspect_config(config).parameters == parameters
