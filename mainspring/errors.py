@@ -7,10 +7,12 @@ MainspringError
 ├── Forbidden                  403
 ├── NotFound                   404
 │   └── ModelNotFound          404  with the nearest names
+├── MethodNotAllowed           405  with the methods that are
 ├── RequestTimeout             408
 ├── Conflict                   409
 ├── BodyTooLarge               413
 ├── UnsupportedMedia           415
+├── Misdirected                421  a Host that this server does not answer to
 ├── Overloaded                 429  with `retry_after` seconds
 ├── InternalError              500  our own bug; the log has the detail, the client an id
 │   ├── NumericalError         500  NaN or infinite logits
@@ -38,6 +40,8 @@ __all__ = [
     "InsufficientMemory",
     "InternalError",
     "MainspringError",
+    "MethodNotAllowed",
+    "Misdirected",
     "ModelError",
     "ModelNotFound",
     "NotFound",
@@ -103,6 +107,15 @@ class ModelNotFound(NotFound):
         return cls(f"model {name[:100]!r} is not served here; {hint}", param="model")
 
 
+class MethodNotAllowed(MainspringError):
+    status = 405
+    code = "method_not_allowed"
+
+    def __init__(self, message: str, *, allowed: str) -> None:
+        super().__init__(message)
+        self.allowed = allowed
+
+
 class RequestTimeout(MainspringError):
     status = 408
     code = "request_timeout"
@@ -121,6 +134,11 @@ class BodyTooLarge(MainspringError):
 class UnsupportedMedia(MainspringError):
     status = 415
     code = "unsupported_media_type"
+
+
+class Misdirected(MainspringError):
+    status = 421
+    code = "host_not_allowed"
 
 
 class ModelError(MainspringError):

@@ -66,7 +66,7 @@ class SharedFields(Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(ge=-INT64, le=INT64)] | None = None
     stop: StopText | Annotated[list[StopText], Meta(max_length=STOPS_LIMIT)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=STOP_IDS_LIMIT)] | None = None
-    max_tokens: Annotated[int, Meta(ge=0, le=INT32)] | None = None
+    max_tokens: Count | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=INT32)] | None = None
     ignore_eos: bool | None = None
     prompt_logprobs: Top | None = None

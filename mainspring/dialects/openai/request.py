@@ -51,8 +51,6 @@ def parse_chat(
         )
     if fields.top_logprobs and not fields.logprobs:
         raise BadRequest("top_logprobs: needs logprobs to be true", param="top_logprobs")
-    if fields.max_tokens == 0:
-        raise BadRequest("max_tokens: expected `int` >= 1", param="max_tokens")
     limit = fields.max_tokens
     if fields.max_completion_tokens is not None:
         limit = fields.max_completion_tokens
@@ -81,8 +79,6 @@ def parse_completion(body: bytes, *, id: str, arrival: float, created: int, tena
         )
     if fields.best_of is not None and fields.best_of != n:
         raise BadRequest("best_of: only supported equal to n; leave it out", param="best_of")
-    if fields.max_tokens == 0 and not fields.echo:
-        raise BadRequest("max_tokens: 0 needs echo to be true", param="max_tokens")
     top = fields.prompt_logprobs
     if fields.echo and fields.logprobs is not None:
         top = max(fields.logprobs, top or 0)
