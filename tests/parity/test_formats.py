@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mainspring.engine.weights import load_model, random_model
+from mainspring.engine.quantize import FORMATS
+from mainspring.engine.weights import inspect_config, load_model, random_model
 from mainspring.kernels import Format, load_kernels
 from tests.parity.checkpoint import prompts
 from tests.parity.loop import Loop
@@ -21,9 +22,10 @@ from tests.tiny import tiny_checkpoint, tiny_config
 TOLERANCE: dict[Format, float] = {"bf16": 0.01, "int8": 0.05, "int4": 0.4}
 
 
+@pytest.mark.parametrize("isa", ["reference", "auto"])
 @pytest.mark.parametrize("format", TOLERANCE)
-def test_quantized_logits_are_near(format: Format, tmp_path: Path) -> None:
-    kernels = load_kernels("reference")
+def test_quantized_logits_are_near(isa: str, format: Format, tmp_path: Path) -> None:
+    kernels = load_kernels(isa, threads=2)
     path = tiny_checkpoint(tmp_path / "m", hidden_size=128, intermediate_size=256, head_dim=32)
     prompt = np.random.default_rng(1).integers(0, 256, 40).tolist()
 
@@ -37,10 +39,11 @@ def test_quantized_logits_are_near(format: Format, tmp_path: Path) -> None:
     assert 0 < error < TOLERANCE[format]
 
 
+@pytest.mark.parametrize("isa", ["reference", "auto"])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "phi3_partial", "qwen3_moe"])
 @pytest.mark.parametrize("format", ["float32", "int8", "int4"])
-def test_a_row_does_not_depend_on_chunks_or_company(name: str, format: Format) -> None:
-    kernels = load_kernels("reference")
+def test_a_row_does_not_depend_on_chunks_or_company(isa: str, name: str, format: Format) -> None:
+    kernels = load_kernels(isa, threads=2)
     model = random_model(ROWS[name].config, kernels, format, seed=3)
     first, *_, second = prompts(ROWS[name])
     alone = Loop(model, kernels, 1).feed([second])
@@ -50,6 +53,18 @@ def test_a_row_does_not_depend_on_chunks_or_company(name: str, format: Format) -
     np.testing.assert_array_equal(cut.feed([second[41:]]), alone)
     together = Loop(model, kernels, 3).feed([first, second, first])
     np.testing.assert_array_equal(together[1:2], alone)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("tied", [True, False])
+def test_memory_is_predicted_to_the_byte(format: Format, tied: bool) -> None:
+    config = tiny_config(
+        hidden_size=256, intermediate_size=384, head_dim=64, vocab_size=512, attention_bias=True
+    )
+    config["tie_word_embeddings"] = tied
+    predicted = inspect_config(config).weight_bytes[format]
+    kernels = load_kernels("auto", threads=2)
+    assert random_model(config, kernels, format).shape.weight_bytes == predicted
 
 
 def test_tied_embeddings_share_one_weight() -> None:
