@@ -6,22 +6,34 @@ import contextlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import click
+import msgspec
+from msgspec import Meta, Struct
 
 from mainspring.cli.command import command
 from mainspring.cli.conversation import Conversation
 from mainspring.cli.settings import config_from, setting_options
 from mainspring.cli.talk import Options, ServerTalk, Talk, serving
 from mainspring.config import Config, ModelConfig
-from mainspring.errors import BadRequest
+from mainspring.errors import BadRequest, MainspringError
 from mainspring.registry import resolve
+from mainspring.registry.verify import read_limited
 
 __all__ = ["run"]
 
 MODEL_FLAGS = ("quantize", "context", "kv_memory", "threads", "isa")
 PIPED_LIMIT = 8 << 20
+GENERATION_LIMIT = 1 << 20
+
+
+class Generation(Struct):
+    """The part of generation_config.json that says how a checkpoint likes to be sampled."""
+
+    do_sample: bool | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
 
 
 @command(
@@ -64,9 +76,10 @@ def run(
     or comes after PROMPT.
     """
     config = config_from(flags)
-    options = Options(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     question = question_of(prompt)
     local = any(flags[name] is not None for name in MODEL_FLAGS)
+    given = Options(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    options = with_defaults(given, model, Path(config.home))
     with contextlib.closing(talk_of(model, config, local=local)) as talk:
         conversation = Conversation(talk, options, system=system, stats=stats)
         if question is not None:
@@ -108,6 +121,21 @@ def talk_of(model: str, config: Config, *, local: bool) -> Talk:
     from mainspring.cli.local import LocalTalk
 
     return LocalTalk(found, config.defaults)
+
+
+def with_defaults(given: Options, model: str, home: Path) -> Options:
+    """The options with the checkpoint's own temperature and top_p where none were given."""
+    try:
+        path = resolve(model, home).path / "generation_config.json"
+        own = msgspec.json.decode(read_limited(path, GENERATION_LIMIT), type=Generation)
+    except (MainspringError, OSError, msgspec.DecodeError):
+        return given  # a model that only the server knows, or a checkpoint that says nothing
+    temperature = 0.0 if own.do_sample is False else own.temperature
+    return msgspec.structs.replace(
+        given,
+        temperature=temperature if given.temperature is None else given.temperature,
+        top_p=own.top_p if given.top_p is None else given.top_p,
+    )
 
 
 def line_reader() -> Callable[[str], str]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
-import msgspec
 
 from mainspring import __version__
 from mainspring.cli.command import command
 from mainspring.cli.render import heading
 from mainspring.cli.settings import config_from, setting_options
 from mainspring.config import Config, ModelConfig
-from mainspring.registry import EMBEDDED
+from mainspring.registry import EMBEDDED, resolve
 
 __all__ = ["serve"]
 
@@ -43,23 +44,23 @@ def serve(models: tuple[str, ...], file: str | None, **flags: Any) -> None:
     file. API keys come from MAINSPRING_API_KEY or the file, never from a flag.
     """
     config = config_from({**flags, "models": models or None}, file=file)
-    if not config.models:
-        config = msgspec.structs.replace(config, models=(EMBEDDED,))
+    home = Path(config.home)
+    names = [resolve(model, home).name for model in config.models or (EMBEDDED,)]
     from mainspring import app
 
-    app.serve(config, on_ready=lambda address: click.echo(greeting(config, address)))
+    app.serve(config, on_ready=lambda address: click.echo(greeting(config, names, address)))
 
 
-def greeting(config: Config, address: str) -> str:
+def greeting(config: Config, names: Sequence[str], address: str) -> str:
     """What to try, once the server is ready at `address` (http://host:port)."""
-    name = config.models[0].partition("=")[0] if "=" in config.models[0] else config.models[0]
+    name = names[0]
     port = address.rpartition(":")[2].rstrip("/")
     elsewhere = "" if port == "8000" else f" --port {port}"
     key = 'os.environ["MAINSPRING_API_KEY"]' if config.api_keys else '"none"'
     header = ' -H "Authorization: Bearer $MAINSPRING_API_KEY"' if config.api_keys else ""
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'
     return f"""\
-{heading(f"Mainspring {__version__}")} serves {", ".join(config.models)} on {address}
+{heading(f"Mainspring {__version__}")} serves {", ".join(names)} on {address}
 
 Try:
   mainspring run {shlex.quote(name)} "{QUESTION}"{elsewhere}
