@@ -16,6 +16,9 @@ using Clock = std::chrono::steady_clock;
 // little longer than that is never asleep inside a step and never burns a core between steps.
 constexpr auto kSpin = std::chrono::microseconds(40);
 
+// A part that no region has.
+constexpr std::uint32_t kClosed = 0xffffffff;
+
 void pause() {
 #if defined(__x86_64__)
   _mm_pause();
@@ -38,6 +41,9 @@ bool spin(const Ready& ready) {
 }
 
 constexpr std::uint32_t region_of(std::uint64_t ticket) { return std::uint32_t(ticket >> 32); }
+constexpr std::uint64_t ticket_of(std::uint32_t region, std::uint32_t part) {
+  return std::uint64_t{region} << 32 | part;
+}
 constexpr std::uint32_t part_of(std::uint64_t ticket) { return std::uint32_t(ticket); }
 
 }  // namespace
@@ -63,12 +69,16 @@ void Pool::run(int parts, Task task, const void* context) {
     return;
   }
   const std::lock_guard lock(callers_);
-  task_.store(task, std::memory_order_relaxed);
-  context_.store(context, std::memory_order_relaxed);
-  parts_.store(parts, std::memory_order_relaxed);
+  // Close the old region before its task is overwritten: a late thread that already reads the new
+  // numbers must fail to take another part of the old ticket.
+  const std::uint32_t old = region_of(ticket_.load(std::memory_order_relaxed));
+  ticket_.store(ticket_of(old, kClosed), std::memory_order_relaxed);
+  task_.store(task, std::memory_order_release);
+  context_.store(context, std::memory_order_release);
+  parts_.store(parts, std::memory_order_release);
   done_.store(0, std::memory_order_relaxed);
-  const std::uint32_t region = region_of(ticket_.load(std::memory_order_relaxed)) + 1;
-  ticket_.store(std::uint64_t(region) << 32, std::memory_order_release);
+  const std::uint32_t region = old + 1;
+  ticket_.store(ticket_of(region, 0), std::memory_order_release);
   bell_.fetch_add(1, std::memory_order_release);
   bell_.notify_all();
   take_parts(region, 0);
@@ -83,11 +93,12 @@ void Pool::run(int parts, Task task, const void* context) {
 void Pool::take_parts(std::uint32_t region, int thread) {
   std::uint64_t ticket = ticket_.load(std::memory_order_acquire);
   while (region_of(ticket) == region) {
-    // These three belong to `region` if the exchange below succeeds: the next region starts only
-    // after all parts of this one, including the one taken here, are done.
-    const Task task = task_.load(std::memory_order_relaxed);
-    const void* context = context_.load(std::memory_order_relaxed);
-    const int parts = parts_.load(std::memory_order_relaxed);
+    // These three belong to `region` if the exchange below succeeds: another region's are written
+    // only after the ticket was closed, and that happens after all parts, including the one taken
+    // here, are done.
+    const Task task = task_.load(std::memory_order_acquire);
+    const void* context = context_.load(std::memory_order_acquire);
+    const int parts = parts_.load(std::memory_order_acquire);
     if (part_of(ticket) >= std::uint32_t(parts)) return;
     if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel)) continue;
     task(context, int(part_of(ticket)), thread);
