@@ -1,0 +1,1 @@
+"""How the embedded model `mainspring-guide` is made: corpus, model, training, evaluation."""

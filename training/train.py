@@ -1,0 +1,173 @@
+"""Train mainspring-guide and export it: `python -m training.train`, then `training.evaluate`.
+
+Needs torch and transformers, which the package itself never needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training.corpus import Corpus, load_corpus
+from training.export import check_export, export
+from training.model import Llama, Shape
+from training.samples import Mixture, Sampler, batches
+from training.tokenizer import encode_turn, train_tokenizer
+
+ROOT = Path(__file__).parent
+TARGET = ROOT.parent / "mainspring" / "registry" / "mainspring-guide"
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--minutes", type=float, default=math.inf, help="end earlier, if it must")
+    parser.add_argument("--output", type=Path, default=TARGET, help="where the checkpoint goes")
+    parser.add_argument("--vocabulary", type=int, default=3072)
+    parser.add_argument("--hidden", type=int, default=256)
+    parser.add_argument("--inner", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--batch", type=int, default=2048, help="tokens of a step")
+    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate")
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--fold",
+        type=int,
+        default=-1,
+        help="development: leave question number FOLD of every entry out of training",
+    )
+    return parser.parse_args()
+
+
+def without_fold(corpus: Corpus, fold: int) -> Corpus:
+    """The corpus with one training question of every entry left out, to develop against."""
+    entries = tuple(
+        dataclasses.replace(
+            entry,
+            questions=tuple(
+                q for i, q in enumerate(entry.questions) if i != fold % len(entry.questions)
+            ),
+        )
+        for entry in corpus.entries
+    )
+    return dataclasses.replace(corpus, entries=entries)
+
+
+def texts(corpus: Corpus) -> list[str]:
+    """What the tokenizer learns its merges from: everything that is trained on."""
+    out = corpus.out_of_domain
+    questions = [q for entry in corpus.entries for q in entry.questions]
+    asked = [*questions, *out.questions, *out.templates, *out.product_templates, *out.unclear]
+    lists = [*out.topics, *out.products]
+    # A word inside a sentence starts with a space, and people type in lower case.
+    spaced = [f" {text}" for text in (*asked, *lists)]
+    answers = [entry.answer for entry in corpus.entries] * 3
+    return [*asked, *spaced, *(text.lower() for text in asked), *answers, *out.refusals.values()]
+
+
+def loss_of(model: Llama, ids: Tensor, weights: Tensor) -> Tensor:
+    """Weighted mean cross-entropy of the next token."""
+    logits = model(ids[:, :-1]).float().flatten(0, 1)
+    losses = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+    wanted = weights[:, 1:].flatten()
+    return (losses * wanted).sum() / wanted.sum()
+
+
+def optimizer_of(model: Llama, rate: float) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.98), fused=True)
+
+
+def schedule(done: float, warmup: float = 0.03, floor: float = 0.02) -> float:
+    """Share of the peak rate when the share `done` of the training is over."""
+    if done < warmup:
+        return max(done / warmup, 0.01)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * (done - warmup) / (1 - warmup)))
+
+
+def fit(model: Llama, sampler: Sampler, options: argparse.Namespace) -> int:
+    """Train for the asked steps, or for the asked minutes if they are over first.
+
+    Returns the number of steps. The same seed and steps give the same model; minutes do not.
+    """
+    optimizer = optimizer_of(model, options.rate)
+    model.train()
+    start = time.monotonic()
+    recent = 0.0
+    for step, (ids, weights) in enumerate(batches(sampler, options.batch)):
+        elapsed = (time.monotonic() - start) / 60
+        done = max(step / options.steps, elapsed / options.minutes)
+        if done >= 1:
+            return step
+        for group in optimizer.param_groups:
+            group["lr"] = options.rate * schedule(done)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = loss_of(model, ids, weights)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        recent += loss.item()
+        if step % 100 == 99:
+            rate = (step + 1) / elapsed
+            print(f"step {step + 1}  {done:5.1%}  {recent / 100:.4f}  {rate:.0f}/min", flush=True)
+            recent = 0.0
+    raise AssertionError("batches are endless")
+
+
+def main() -> None:
+    options = arguments()
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    corpus = load_corpus()
+    if options.fold >= 0:
+        corpus = without_fold(corpus, options.fold)
+    tokenizer: Tokenizer = train_tokenizer(texts(corpus), options.vocabulary)
+    shape = Shape(
+        vocabulary=options.vocabulary,
+        hidden=options.hidden,
+        inner=options.inner,
+        layers=options.layers,
+    )
+    model = Llama(shape, dropout=options.dropout)
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{len(corpus.entries)} entries, {parameters:,} parameters", flush=True)
+    sampler = Sampler(corpus, Mixture(), tokenizer, options.seed)
+    start = time.monotonic()
+    steps = fit(model, sampler, options)
+    export(model, tokenizer, options.output)
+    asked = itertools.islice((e.questions[0] for e in corpus.entries), 8)
+    prompts = [encode_turn(tokenizer, "user", question) for question in asked]
+    worst = check_export(model, options.output, prompts)
+    record = {
+        "entries": len(corpus.entries),
+        "parameters": parameters,
+        "steps": steps,
+        "minutes": round((time.monotonic() - start) / 60, 1),
+        "threads": options.threads,
+        "seed": options.seed,
+        "logits_against_transformers": float(f"{worst:.1e}"),
+        "weight_bytes": (options.output / "model.safetensors").stat().st_size,
+    }
+    print(json.dumps(record))
+    runs = ROOT / "runs"
+    runs.mkdir(exist_ok=True)
+    (runs / f"{options.output.name}.json").write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
