@@ -35,6 +35,16 @@ class Client:
         """The JSON of a GET."""
         return self._json("GET", path, None)
 
+    def models(self) -> list[dict[str, Any]]:
+        """The rows of /admin/models."""
+        answer = self.get("/admin/models")
+        rows = answer.get("data") if isinstance(answer, dict) else None
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise Unavailable(
+                f"{self.address} does not answer as Mainspring does: another program?"
+            )
+        return rows
+
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON of a POST."""
         return self._json("POST", path, body)
@@ -58,8 +68,7 @@ class Client:
                 return json.loads(reply.read(ANSWER_LIMIT))
             except (OSError, http.client.HTTPException, ValueError) as error:
                 raise Unavailable(
-                    f"{self.address} did not answer as Mainspring does ({error}): is it another "
-                    "program?"
+                    f"{self.address} did not answer as Mainspring does ({error}): another program?"
                 ) from error
 
     def _connection(self) -> http.client.HTTPConnection:
@@ -95,7 +104,7 @@ class Client:
             raise _refusal(reply.status, json.loads(answer), self.address)
         except ValueError as error:
             raise Unavailable(
-                f"{self.address} answers {reply.status} without saying why: is it another program?"
+                f"{self.address} answers {reply.status} without saying why: another program?"
             ) from error
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +94,7 @@ def run(
 
 def question_of(prompt: str | None) -> str | None:
     """The prompt with what is piped in; None when a person should be asked."""
-    if sys.stdin is None or sys.stdin.isatty():
+    if not has_pipe():
         question = prompt
     elif prompt is None:
         question = piped()
@@ -101,6 +103,15 @@ def question_of(prompt: str | None) -> str | None:
     if question is not None and not question.strip():
         raise BadRequest("the prompt is empty: write one after the model's name, or pipe it in")
     return question
+
+
+def has_pipe() -> bool:
+    """Whether standard input is a file or a pipe; a terminal, a socket or /dev/null is not read."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (AttributeError, OSError, ValueError):
+        return False
+    return stat.S_ISREG(mode) or stat.S_ISFIFO(mode)
 
 
 def piped() -> str:

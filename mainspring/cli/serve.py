@@ -24,6 +24,8 @@ mainspring serve Qwen/Qwen2.5-0.5B-Instruct --quantize int8
 mainspring serve chat=./checkpoint mainspring-guide  a directory named "chat", and another
 MAINSPRING_API_KEY=secret mainspring serve --host 0.0.0.0
 """
+LOCAL = {"127.0.0.1", "localhost", "0.0.0.0"}
+"""hosts at which `mainspring run` finds the server by itself"""
 QUESTION = "how do I add an API key?"
 
 
@@ -56,7 +58,10 @@ def greeting(config: Config, names: Sequence[str], address: str) -> str:
     name = names[0]
     port = address.rpartition(":")[2].rstrip("/")
     elsewhere = "" if port == "8000" else f" --port {port}"
+    if config.host not in LOCAL:
+        elsewhere += f" --host {config.host}"
     key = 'os.environ["MAINSPRING_API_KEY"]' if config.api_keys else '"none"'
+    imports = "import os\n\n  " if config.api_keys else ""
     header = ' -H "Authorization: Bearer $MAINSPRING_API_KEY"' if config.api_keys else ""
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'
     return f"""\
@@ -69,7 +74,8 @@ Try:
     -H 'Content-Type: application/json' \\
     -d '{body}'
 
-  from openai import OpenAI
+  {imports}from openai import OpenAI
+
   client = OpenAI(base_url="{address}/v1", api_key={key})
   question = {{"role": "user", "content": "{QUESTION}"}}
   answer = client.chat.completions.create(model="{name}", messages=[question])

@@ -32,8 +32,7 @@ def ps(as_json: bool, **flags: Any) -> None:
     A server with API keys wants one in MAINSPRING_API_KEY.
     """
     client = Client(config_from(flags))
-    answer = client.get("/admin/models")
-    models = answer["data"] if isinstance(answer, dict) else answer
+    models = client.models()
     if as_json:
         print_json(models)
     elif not models:
@@ -50,7 +49,7 @@ def line_of(model: dict[str, Any]) -> tuple[str, ...]:
     created = model.get("created")
     return (
         str(model.get("name", "-")),
-        str(model.get("state", "-")),
+        state_of(model),
         str(model.get("format", "-")),
         count(model["parameters"]) if model.get("parameters") else "-",
         size(memory) if memory else "-",
@@ -59,6 +58,11 @@ def line_of(model: dict[str, Any]) -> tuple[str, ...]:
         str(stats.get("waiting", "-")),
         since(created) if created else "-",
     )
+
+
+def state_of(model: dict[str, Any]) -> str:
+    """ready, or why not: loading, unloading, or what ails its Worker."""
+    return "ready" if model.get("unready") is None else str(model["unready"])
 
 
 @command(

@@ -102,6 +102,6 @@ def _pieces(event: dict[str, Any]) -> Generator[Piece, None, None]:
             prompt_tokens=usage.get("prompt_tokens", 0),
             cached_tokens=details.get("cached_tokens") or 0,
             output_tokens=usage.get("completion_tokens", 0),
-            first_token=timings.get("first_token", 0.0),
-            total=timings.get("total", 0.0),
+            first_token=timings.get("first_token", 0.0) / 1000,
+            total=timings.get("total", 0.0) / 1000,
         )
