@@ -9,8 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import uvloop
-
 from mainspring.api.admin import Admin
 from mainspring.api.connection import Limits
 from mainspring.api.health import Health
@@ -51,7 +49,7 @@ class App:
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
         self.server = Server(
-            Routes(self._routes()),
+            Routes(self.routes()),
             Keys(config.api_keys),
             Sites(config.host, config.allowed_hosts),
             self.metrics.add_http,
@@ -63,7 +61,8 @@ class App:
             connections=config.connection_limit,
         )
 
-    def _routes(self) -> list[Route]:
+    def routes(self) -> list[Route]:
+        """Every path of this server."""
         config = self.config
         inference = Inference(
             self.pipeline,
@@ -159,11 +158,11 @@ def serve(config: Config, *, on_ready: Callable[[str], None] | None = None) -> N
     `on_ready` gets the address, http://host:port. Raises a MainspringError in one line.
     """
     configure(config.log_level)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        try:
-            runner.run(_serve(config, on_ready))
-        except* MainspringError as group:
-            raise _first(group) from None
+    try:
+        # uvloop: no difference measured in CPU time a request or a chunk, 1 to 32 streams.
+        asyncio.run(_serve(config, on_ready))
+    except* MainspringError as group:
+        raise _first(group) from None
 
 
 async def _serve(config: Config, on_ready: Callable[[str], None] | None) -> None:

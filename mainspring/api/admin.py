@@ -108,7 +108,7 @@ def model_fields(served: Served) -> dict[str, Any]:
     row["unready"] = served.unready()
     row["settings"] = msgspec.to_builtins(served.source.config)
     if served.state is not State.LOADING:
-        row |= msgspec.to_builtins(served.runtime.info) 
+        row |= msgspec.to_builtins(served.runtime.info)
         row |= {"name": served.name, "digest": served.source.digest}
         row["stats"] = msgspec.to_builtins(served.runtime.stats())
         row["restarts"] = served.runtime.restarts

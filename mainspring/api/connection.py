@@ -24,6 +24,7 @@ __all__ = ["Connection", "Limits", "Owner"]
 
 HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 TARGET = re.compile(rb"/[!-~]*")
+UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 WRITE_BUFFER = 64 * 1024
 LINGER_SECONDS = 1.0
 STRAY_LIMIT = 1 << 20
@@ -70,6 +71,16 @@ class Refusal(Exception):
 
 def _bad(message: str) -> Refusal:
     return Refusal(400, "invalid_http", message)
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Rename an offer to upgrade, as Java's client makes with its first request.
+
+    HTTP lets a server pass over the offer; llhttp would pass over the request's body instead. An
+    offer cut by the end of `data` is not seen here and refused.
+    """
+    head, end, body = data.partition(b"\r\n\r\n")
+    return UPGRADE.sub(b"\r\noffered:", head) + end + body if UPGRADE.search(head) else data
 
 
 class Connection(asyncio.Protocol):
@@ -145,15 +156,12 @@ class Connection(asyncio.Protocol):
             if not self._head_bytes:
                 self._arm(self._limits.request_seconds, self._late)
             self._head_bytes += len(data)
+            data = _without_upgrade(data)
         else:
             self._raw_bytes += len(data)
         try:
             self._parser.feed_data(data)
             self._check_sizes()
-        except httptools.HttpParserUpgrade:
-            # Not offered: answered in HTTP/1.1. The parser goes no further.
-            if self._exchange is not None:
-                self._exchange.keep_alive = False
         except httptools.HttpParserCallbackError as error:
             cause = error.__context__
             if not isinstance(cause, Refusal):
@@ -227,6 +235,8 @@ class Connection(asyncio.Protocol):
         self._exchange.start(self._owner.app)
 
     def _check_head(self) -> None:
+        if self._parser.should_upgrade():
+            raise _bad("only plain HTTP/1.1 is spoken here: send no Upgrade header")
         if self._parser.get_http_version() not in {"1.0", "1.1"}:
             raise _bad("only HTTP/1.1 is spoken here")
         if not TARGET.fullmatch(self._url):
