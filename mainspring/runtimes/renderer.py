@@ -27,6 +27,7 @@ from typing import Any
 
 import jinja2
 from jinja2 import nodes
+from jinja2.compiler import CodeGenerator
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -61,11 +62,24 @@ class Generation(Extension):
         return nodes.Scope(body, lineno=line)
 
 
+class Unfolded(CodeGenerator):
+    """Computes nothing while compiling: a constant expression can be as large as any other."""
+
+    def _output_child_to_const(self, node: Any, frame: Any, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+
 def compile_template(source: str) -> jinja2.Template:
     """The template in an environment as chat templates expect it."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        optimized=False,
+        extensions=[loopcontrols, Generation],
     )
+    environment.code_generator_class = Unfolded
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = strftime_now

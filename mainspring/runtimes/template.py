@@ -30,7 +30,7 @@ __all__ = [
 RENDER_SECONDS = 0.25
 STARVED_SECONDS = 2.0
 """wall time allowed while the process itself has hardly been given the processor"""
-STARTING_SECONDS = 10.0
+STARTING_SECONDS = 4.0
 REPLY_LIMIT = 256 << 20
 CONFIG_LIMIT = 16 << 20
 TEMPLATE_LIMIT = 1 << 20
@@ -52,6 +52,24 @@ class TemplateFiles(msgspec.Struct, frozen=True):
     """None: it has none"""
     variables: dict[str, str]
     """bos_token and the like, as text"""
+
+
+class ProcessLost(BadRequest):
+    def __init__(self) -> None:
+        super().__init__(
+            "the model's chat template used more processor time or memory than it may for these "
+            "messages",
+            param="messages",
+        )
+
+
+class TooSlow(BadRequest):
+    def __init__(self) -> None:
+        super().__init__(
+            f"the model's chat template took more than {RENDER_SECONDS * 1000:.0f} ms for these "
+            "messages",
+            param="messages",
+        )
 
 
 class ChatTemplate:
@@ -88,8 +106,13 @@ class ChatTemplate:
                 param="messages",
             )
         async with self._lock:
-            await self._ensure()
-            reply = await self._ask(guarded, RENDER_SECONDS)
+            try:
+                await self._ensure()
+                reply = await self._ask(guarded, RENDER_SECONDS)
+            except ProcessLost:
+                # Killed from outside, or by its limits: only then does it happen again.
+                await self._ensure()
+                reply = await self._ask(guarded, RENDER_SECONDS)
         return _text_of(reply)
 
     async def _ensure(self) -> None:
@@ -139,17 +162,14 @@ class ChatTemplate:
             done = await self._in_time(reply, seconds)
             if done:
                 return msgspec.json.decode(reply.result(), type=Reply)
-        except (asyncio.IncompleteReadError, OSError):
+        except (asyncio.IncompleteReadError, OSError) as error:
             done = False
+            raise ProcessLost from error
         finally:
             reply.cancel()
             if not done:
                 await self._kill()
-        raise BadRequest(
-            f"the model's chat template took more than {RENDER_SECONDS * 1000:.0f} ms, or more "
-            "memory than it may, for these messages",
-            param="messages",
-        )
+        raise TooSlow
 
     async def _in_time(self, reply: asyncio.Future[bytes], seconds: float) -> bool:
         began, used = time.monotonic(), self._processor_seconds()
