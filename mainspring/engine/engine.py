@@ -65,6 +65,7 @@ class Engine:
         self.progress = 0
         """Grows with each piece of work inside a step; another thread may read it."""
         self._shape = shape
+        self._eos = tuple(token for token in shape.eos if 0 <= token < shape.vocabulary)
         self._config = config
         self._clock = clock
         self._context = min(shape.context, config.blocks * BLOCK)
@@ -112,7 +113,7 @@ class Engine:
             generated,
             sampling,
             salt=salt,
-            eos=self._shape.eos,
+            eos=self._eos,
             context=self._context,
             hashed=self._config.prefix_cache,
         )

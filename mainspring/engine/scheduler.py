@@ -102,8 +102,9 @@ class Scheduler:
         while self.preemptions == before and budget.open:
             if (admitted := self._admit(now, step)) is None:
                 break
-            if count := budget.take(admitted):
-                work.append((admitted, count))
+            if not (count := budget.take(admitted)):
+                break
+            work.append((admitted, count))
         return work
 
     def remove(self, sequence: Sequence) -> None:
@@ -155,7 +156,7 @@ class Scheduler:
         """Let the first waiting sequence run, if all its tokens fit and it has no one to wait for.
 
         A block for each running sequence stays available, so that the newcomer is not preempted
-        at once.
+        at once. With nobody running it always fits: the Engine refuses what the pool cannot hold.
         """
         if not self.waiting or len(self.running) >= self._max_running:
             return None
@@ -163,7 +164,7 @@ class Scheduler:
         hits = [] if sequence.scored else self._pool.match(sequence.readable())
         need = blocks_of(len(sequence.tokens)) - len(hits)
         spare = self._pool.available - self._pool.idle(hits)
-        if self.running and (need + len(self.running) > spare or self._awaits(sequence, len(hits))):
+        if need + len(self.running) > spare or self._awaits(sequence, len(hits)):
             return None
         self.waiting.popleft()
         self.running.append(sequence)

@@ -200,6 +200,19 @@ def test_first_come_first_served_when_blocks_are_short() -> None:
     assert ends[0] == "a" and set(ends) == {"a", "b", "c"}
 
 
+def test_a_preempted_sequence_comes_back_before_those_that_wait() -> None:
+    engine = toy_engine(blocks=8, max_running=2, prefix_cache=False)
+    engine.add("a", prompt(60, 1), greedy(140))
+    engine.add("b", prompt(60, 2), greedy(140))
+    engine.add("c", prompt(5, 3), greedy(2))
+    outputs = finish_all(engine)
+    admitted = {
+        id: [e.step for e in found[-1].events if e.name == "admitted"]
+        for id, found in outputs.items()
+    }
+    assert len(admitted["b"]) > 1 and admitted["b"][-1] <= admitted["c"][0]
+
+
 # Prefix cache -------------------------------------------------------------------------------------
 
 
@@ -213,6 +226,18 @@ def test_the_second_of_a_prompt_reads_all_but_the_last_token() -> None:
     assert engine.stats().cached_tokens == 2 * BLOCK
     longer = run_one(engine, [*tokens, *tokens_of(first), *prompt(40, 5)], GREEDY)
     assert longer[0].cached == 3 * BLOCK
+
+
+def test_only_computed_blocks_can_be_read() -> None:
+    engine = toy_engine(step_seconds=1e-9)
+    whole = tokens_of(run_one(toy_engine(), prompt(200), GREEDY))
+    engine.add("gone", prompt(200), GREEDY)
+    engine.step()
+    engine.step()
+    engine.abort("gone")
+    outputs = run_one(engine, prompt(200), GREEDY)
+    assert outputs[0].cached == 2 * BLOCK
+    assert tokens_of(outputs) == whole
 
 
 def test_salts_do_not_share() -> None:

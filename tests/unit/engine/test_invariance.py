@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ CONTEXT = 160
 
 
 def random_sampling(rng: random.Random) -> Sampling:
-    def maybe(chance: float, value: object, default: object) -> object:
+    def maybe(chance: float, value: Any, default: Any) -> Any:
         return value if rng.random() < chance else default
 
     return Sampling(
@@ -121,9 +122,9 @@ class Storm:
             chance = self.rng.random()
             if chance < 0.12:
                 self.arrive()
-            elif chance < 0.15:
+            elif chance < 0.18:
                 self.abort()
-            elif chance < 0.16:
+            elif chance < 0.20:
                 self.crash()
             self.step()
         while self.engine.has_work:

@@ -199,7 +199,7 @@ def test_more_logprobs_than_the_vocabulary_has_are_all_of_it() -> None:
     assert found.logprob is not None and len(found.logprob.top) == VOCABULARY
 
 
-def test_prompt_logprobs_equal_whether_cut_preempted_or_cached() -> None:
+def test_prompt_logprobs_equal_whether_cut_or_cached() -> None:
     wish = Sampling(temperature=0.0, max_tokens=40, prompt_logprobs=2, ignore_eos=True)
     tokens = prompt(90)
     whole = run_one(toy_engine(step_seconds=10.0), tokens, wish)[0].prompt_logprobs
@@ -210,11 +210,36 @@ def test_prompt_logprobs_equal_whether_cut_preempted_or_cached() -> None:
     again = run_one(cut, tokens, wish)
     assert again[0].cached == 0 and again[0].prompt_logprobs == whole
     assert all(output.prompt_logprobs == () for output in again[1:])
-    small = toy_engine(blocks=5, step_seconds=1e-9)
-    small.add("early", prompt(60, 1), Sampling(max_tokens=60, ignore_eos=True))
-    small.step()
-    small.add("late", tokens, wish)
-    assert finish_all(small)["late"][0].prompt_logprobs == whole
+
+
+def test_prompt_logprobs_start_over_after_a_preemption() -> None:
+    model = Toy(load_kernels("reference"), context=2048)
+    tokens, wish = prompt(1160), Sampling(temperature=0.0, max_tokens=1, prompt_logprobs=1)
+    whole = run_one(toy_engine(model=model, blocks=45, step_seconds=10.0), tokens, wish)
+    engine = toy_engine(model=model, blocks=45, step_seconds=1e-9)
+    for i in range(3):  # they outgrow their blocks while the long prompt is computed
+        engine.add(f"early{i}", prompt(31, i), Sampling(max_tokens=60, ignore_eos=True))
+    engine.add("late", tokens, wish)
+    [late] = finish_all(engine)["late"]
+    names = [event.name for event in late.events]
+    assert "prefill" in names[: names.index("preempted")]
+    assert late.prompt_logprobs == whole[0].prompt_logprobs
+
+
+def test_a_scored_prompt_is_cut_so_that_its_logits_stay_small(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mainspring.engine.engine.LOGIT_BYTES", 10 * 4 * 97)
+    wish = Sampling(max_tokens=1, prompt_logprobs=0)
+    [output] = run_one(toy_engine(step_seconds=10.0), prompt(25), wish)
+    assert [e.tokens for e in output.events if e.name == "prefill"] == [10, 10, 5]
+    assert len(output.prompt_logprobs) == 24
+
+
+def test_a_replay_does_not_score_the_prompt_again() -> None:
+    wish = Sampling(max_tokens=4, prompt_logprobs=0, ignore_eos=True)
+    outputs = run_one(toy_engine(), prompt(25), wish, generated=[1])
+    assert len(outputs) == 3 and not any(output.prompt_logprobs for output in outputs)
 
 
 def test_a_prompt_of_one_token_has_no_logprobs() -> None:

@@ -26,7 +26,8 @@ class Toy:
         rng = np.random.default_rng(seed)
 
         def matrix(n: int, k: int, gain: float = 1.0) -> Array:
-            return (rng.standard_normal((n, k)) * gain / np.sqrt(k)).astype(np.float32)
+            values: Array = rng.standard_normal((n, k)) * gain / np.sqrt(k)
+            return values.astype(np.float32)
 
         def weight(n: int, k: int, gain: float = 1.0) -> Any:
             return kernels.weight(matrix(n, k, gain), format="float32")
@@ -118,4 +119,5 @@ def run_one(engine: Engine, tokens: list[int], sampling: Sampling, **add: Any) -
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
-    return np.random.default_rng(seed).integers(0, EOS, length).tolist()
+    tokens: list[int] = np.random.default_rng(seed).integers(0, EOS, length).tolist()
+    return tokens
