@@ -8,14 +8,16 @@ from typing import Any
 
 from mainspring.config import ModelConfig
 from mainspring.errors import InsufficientMemory
+from mainspring.kernels import BLOCK
 
 __all__ = ["MemoryPlan", "free_memory", "plan_memory"]
 
 MIB = 1 << 20
 GIB = 1 << 30
-BLOCK = 32
 WORKSPACE = 48 * MIB
 """the Worker itself and its activations"""
+CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048)
+"""worth proposing instead of a longer one"""
 KV_SHARE = 0.5
 """of the memory that the weights leave; the rest of the machine has other work too"""
 
@@ -65,35 +67,25 @@ def kv_token_bytes(info: Any, format: str) -> int:
 
 def _suggestion(info: Any, config: ModelConfig, format: str, free: int) -> str:
     """The smallest change of settings that fits into `free` bytes, as flags."""
-    formats = [
-        format,
-        *(f for f in ("int8", "int4") if info.weight_bytes[f] < _weights(info, format)),
-    ]
+    weights = info.weight_bytes
+    formats = [format, *(f for f in ("int8", "int4") if weights[f] < weights[format])]
     asked = config.context or info.context
-    contexts = [asked, *(c for c in (131072, 65536, 32768, 16384, 8192, 4096, 2048) if c < asked)]
-    for context in contexts:
+    contexts = [asked, *(c for c in CONTEXTS if c < asked)]
+    for context in contexts[:1] if config.kv_memory else contexts:
         for name in formats:
-            if config.kv_memory and context != asked:
-                continue
-            kv = config.kv_memory or _whole_blocks(context) * kv_token_bytes(info, name)
-            if info.weight_bytes[name] + kv + WORKSPACE <= free:
-                return "try " + " ".join(_flags(name, format, context, asked))
-        if config.kv_memory and info.weight_bytes[format] + WORKSPACE + BLOCK < free:
-            return f"try --kv-memory {max(1, free - info.weight_bytes[format] - WORKSPACE) // 2}"
+            kv = config.kv_memory or -(-context // BLOCK) * BLOCK * kv_token_bytes(info, name)
+            if weights[name] + kv + WORKSPACE <= free:
+                length = [] if context == asked else [f"--context {context}"]
+                return "try " + " ".join(_quantize(name, format) + length)
+    for name in formats if config.kv_memory else ():
+        left = free - weights[name] - WORKSPACE
+        if left >= 2 * BLOCK * kv_token_bytes(info, name):
+            return "try " + " ".join([*_quantize(name, format), f"--kv-memory {left // 2}"])
     return "no setting makes it fit; take a smaller model or free memory"
 
 
-def _weights(info: Any, format: str) -> int:
-    return int(info.weight_bytes[format])
-
-
-def _whole_blocks(tokens: int) -> int:
-    return -(-tokens // BLOCK) * BLOCK
-
-
-def _flags(name: str, format: str, context: int, asked: int) -> list[str]:
-    flags = [] if name == format else [f"--quantize {name}"]
-    return flags if context == asked else [*flags, f"--context {context}"]
+def _quantize(name: str, format: str) -> list[str]:
+    return [] if name == format else [f"--quantize {name}"]
 
 
 def _size(count: int) -> str:

@@ -14,9 +14,18 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from mainspring import errors
 from mainspring.config import ModelConfig
-from mainspring.errors import InternalError, MainspringError
+from mainspring.errors import (
+    BadRequest,
+    ContextLength,
+    InsufficientMemory,
+    InternalError,
+    MainspringError,
+    ModelError,
+    NumericalError,
+    Overloaded,
+    UnknownArchitecture,
+)
 from mainspring.types import EngineStats, Event, Finish, Sampling, TokenTime
 
 __all__ = [
@@ -214,14 +223,22 @@ class Frames:
             raise ProtocolError(f"a frame of {len(body)} bytes is no message: {error}") from error
 
 
+FROM_ENGINE: tuple[type[MainspringError], ...] = (
+    BadRequest,
+    ContextLength,
+    InsufficientMemory,
+    InternalError,
+    ModelError,
+    NumericalError,
+    UnknownArchitecture,
+)
+
+
 def error_from(code: str, message: str, param: str | None = None) -> MainspringError:
     """The error of that code, as the Worker meant it."""
-    for name in errors.__all__:
-        kind: type[MainspringError] = getattr(errors, name)
-        if kind.code == code and "__init__" not in kind.__dict__:
+    for kind in FROM_ENGINE:
+        if kind.code == code:
             return kind(message, param=param)
-    if code == errors.Overloaded.code:
-        return errors.Overloaded(message, retry_after=1.0)
-    if code == errors.Unavailable.code:
-        return errors.Unavailable(message)
+    if code == Overloaded.code:
+        return Overloaded(message, retry_after=1.0)
     return InternalError("the engine failed", detail=f"{code}: {message}")
