@@ -172,33 +172,68 @@ void score(const typename F::Element* q, const std::byte* low, const std::byte* 
   }
 }
 
-// Scores of one query become weights; tokens outside [from, to) of the step do not count.
-template <class F>
-void soften(const Attention& a, float* score, int from, int to, float& peak, float& total,
-            float& fade, typename F::Element* weight) {
-  constexpr int vecs = kStep / lanes;
-  Float s[vecs];
+// The tokens of a step that a query sees: [from, to).
+struct Span {
+  int from, to;
+};
+
+inline Span seen_by(const Attention& a, const Item& item, const Layout& layout, int query,
+                    std::int64_t base) {
+  const std::int64_t position =
+      position_of(a, item.sequence, item.first + query / layout.group) - base;
+  const std::int64_t oldest = a.window > 0 ? position - a.window + 1 : 0;
+  return {oldest > 0 ? int(oldest) : 0, position + 1 < kStep ? int(position + 1) : kStep};
+}
+
+// Scales, caps and masks the scores of one query in place; returns the largest.
+inline float finish_scores(const Attention& a, Span span, float* score) {
   Float most = broadcast(kNothing);
-  for (int v = 0; v < vecs; ++v) {
-    s[v] = load(score + v * lanes) * broadcast(a.scale);
-    if (a.softcap > 0.0f) s[v] = broadcast(a.softcap) * tanh(s[v] / broadcast(a.softcap));
-    if (from > v * lanes || to < (v + 1) * lanes) {
-      const Int token = iota() + v * lanes;
-      s[v] = select((token >= from) & (token < to), s[v], broadcast(kNothing));
+  MAINSPRING_UNROLL
+  for (int i = 0; i < kStep; i += lanes) {
+    Float s = load(score + i) * broadcast(a.scale);
+    if (a.softcap > 0.0f) s = broadcast(a.softcap) * tanh(s / broadcast(a.softcap));
+    if (span.from > i || span.to < i + lanes) {
+      const Int token = iota() + i;
+      s = select((token >= span.from) & (token < span.to), s, broadcast(kNothing));
     }
-    most = max(s[v], most);
+    store(score + i, s);
+    most = max(s, most);
   }
-  const float highest = largest(most);
-  const float next = highest > peak ? highest : peak;
-  fade = exp(broadcast(peak - next))[0];
+  return largest(most);
+}
+
+// Finished scores become weights, relative to the largest score so far; returns their sum.
+template <class F>
+inline float weigh(const float* score, float peak, typename F::Element* weight) {
   Float sums{};
-  for (int v = 0; v < vecs; ++v) {
-    const Float p = exp(s[v] - broadcast(next));
+  MAINSPRING_UNROLL
+  for (int i = 0; i < kStep; i += lanes) {
+    const Float p = exp(load(score + i) - broadcast(peak));
     sums += p;
-    F::put(weight + v * lanes, p);
+    F::put(weight + i, p);
   }
-  total = total * fade + sum(sums);
-  peak = next;
+  return sum(sums);
+}
+
+// One step of the online softmax for the queries of a register tile.
+template <class F, int rows>
+void soften(const Attention& a, const Item& item, const Layout& layout, std::int64_t base,
+            int first, Scores<F>& scores, Queries<F>& queries) {
+  float* peaks = queries.peak + first;
+  alignas(64) float fades[(tile_rows + lanes - 1) / lanes * lanes] = {};
+  for (int r = 0; r < rows; ++r) {
+    const Span span = seen_by(a, item, layout, first + r, base);
+    const float highest = finish_scores(a, span, scores.score + r * kStep);
+    const float next = highest > peaks[r] ? highest : peaks[r];
+    fades[r] = peaks[r] - next;
+    peaks[r] = next;
+  }
+  for (int i = 0; i < rows; i += lanes) store(fades + i, exp(load(fades + i)));
+  for (int r = 0; r < rows; ++r) {
+    scores.fade[r] = fades[r];
+    const float fresh = weigh<F>(scores.score + r * kStep, peaks[r], scores.weight + r * kStep);
+    queries.total[first + r] = queries.total[first + r] * fades[r] + fresh;
+  }
 }
 
 // out[r] = out[r] * fade[r] + weights . values, for `vecs` vectors of the head from `column` on.
@@ -248,15 +283,7 @@ void attend_tile(const Attention& a, const Item& item, const Layout& layout, con
   Scores<F> scores;
   score<F, rows>(queries.q + first * kMaxHead, step.low_keys, step.high_keys, layout.head,
                  scores.score);
-  for (int r = 0; r < rows; ++r) {
-    const int query = first + r;
-    const std::int64_t position =
-        position_of(a, item.sequence, item.first + query / layout.group) - step.base;
-    const std::int64_t oldest = a.window > 0 ? position - a.window + 1 : 0;
-    soften<F>(a, scores.score + r * kStep, oldest > 0 ? int(oldest) : 0,
-              position + 1 < kStep ? int(position + 1) : kStep, queries.peak[query],
-              queries.total[query], scores.fade[r], scores.weight + r * kStep);
-  }
+  soften<F, rows>(a, item, layout, step.base, first, scores, queries);
   const std::int64_t wide = a.cache.wide();
   std::int64_t column = 0;
   float* out = queries.out + first * kMaxHead;

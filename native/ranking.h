@@ -122,32 +122,30 @@ class Ranking {
 
   // Fills in count and mass of `levels`, of which all have finite or infinite logits.
   void measure(Level* levels) const {
+    std::int64_t counts[kLevels] = {};
     for (std::int64_t run = 0; run < count_; run += kRun) {
       const std::int64_t end = run + kRun < count_ ? run + kRun : count_;
       Float masses[kLevels] = {};
-      Int counts[kLevels] = {};
-      const auto see = [&](Float x, Float w) {
+      std::int64_t i = run;
+      for (; i + lanes <= end; i += lanes) {
+        const Float x = load(logits_ + i), w = load(weights_ + i);
         MAINSPRING_UNROLL
         for (int j = 0; j < kLevels; ++j) {
-          const Int above = x >= broadcast(levels[j].logit);
-          counts[j] -= above;
-          masses[j] += bits_as<Float>(above & bits_as<Int>(w));
+          const Mask above = at_least(x, broadcast(levels[j].logit));
+          counts[j] += mainspring::MAINSPRING_ISA::count(above);
+          masses[j] = add_where(above, masses[j], w);
         }
-      };
-      std::int64_t i = run;
-      for (; i + lanes <= end; i += lanes) see(load(logits_ + i), load(weights_ + i));
-      for (int j = 0; j < kLevels; ++j) {
-        levels[j].mass += double(sum(masses[j]));
-        for (int lane = 0; lane < lanes; ++lane) levels[j].count += counts[j][lane];
       }
+      for (int j = 0; j < kLevels; ++j) levels[j].mass += double(sum(masses[j]));
       for (; i < end; ++i) {
         for (int j = 0; j < kLevels; ++j) {
           if (!(logits_[i] >= levels[j].logit)) continue;
-          levels[j].count += 1;
+          counts[j] += 1;
           levels[j].mass += double(weights_[i]);
         }
       }
     }
+    for (int j = 0; j < kLevels; ++j) levels[j].count = counts[j];
   }
 
   void measure_weights(float least, Level& level) const {
@@ -166,10 +164,18 @@ class Ranking {
   // Tokens with low <= logit < high, in order of id; returns how many.
   std::int64_t extract(float low, float high) const {
     std::int64_t found = 0;
-    for (std::int64_t i = 0; i < count_; ++i) {
-      candidates_[found] = {logits_[i], std::int32_t(i)};
-      found += logits_[i] >= low && logits_[i] < high;
+    const auto see = [&](std::int64_t i) {
+      if (logits_[i] >= low && logits_[i] < high) {
+        candidates_[found++] = {logits_[i], std::int32_t(i)};
+      }
+    };
+    std::int64_t i = 0;
+    for (; i + 2 * lanes <= count_; i += 2 * lanes) {
+      // Most of the vocabulary is below.
+      if (none(at_least(max(load(logits_ + i), load(logits_ + i + lanes)), broadcast(low)))) continue;
+      for (int lane = 0; lane < 2 * lanes; ++lane) see(i + lane);
     }
+    for (; i < count_; ++i) see(i);
     return found;
   }
 

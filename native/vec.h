@@ -62,24 +62,6 @@ inline Int iota() {
   return v;
 }
 
-// Reductions fold halves, so their order is the same wherever they are used.
-inline float sum(Float v) {
-  float x[lanes];
-  std::memcpy(x, &v, sizeof v);
-  for (int half = lanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) x[i] += x[i + half];
-  }
-  return x[0];
-}
-inline float largest(Float v) {
-  float x[lanes];
-  std::memcpy(x, &v, sizeof v);
-  for (int half = lanes / 2; half > 0; half /= 2) {
-    for (int i = 0; i < half; ++i) x[i] = x[i + half] > x[i] ? x[i + half] : x[i];
-  }
-  return x[0];
-}
-
 // e^x within 2 ulp; 0 below -87.3 (also for -inf), finite above 88; NaN stays NaN.
 // Cephes' reduction x = n ln 2 + r with |r| <= ln 2 / 2 and a polynomial in r.
 inline Float exp(Float x) {

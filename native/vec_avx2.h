@@ -22,6 +22,26 @@ inline Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
 inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
 inline Int round_even(Float v) { return Int(_mm256_cvtps_epi32(v)); }
 
+// All bits of a lane or none, and what is done where they are set.
+using Mask = Int;
+inline Mask at_least(Float a, Float b) { return a >= b; }
+inline bool none(Mask mask) { return _mm256_testz_si256(__m256i(mask), __m256i(mask)) != 0; }
+inline bool has(Mask mask, int lane) { return mask[lane] != 0; }
+inline Float add_where(Mask mask, Float sum, Float v) { return sum + Float(mask & Int(v)); }
+inline int count(Mask mask) { return __builtin_popcount(unsigned(_mm256_movemask_ps(__m256(mask)))); }
+
+// Folds halves: the order is the same wherever it is used.
+inline float sum(Float v) {
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+inline float largest(Float v) {
+  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+
 // The sums of neighbouring 16-bit products.
 inline Int multiply_pairs(Int a, Int b) {
   return Int(_mm256_madd_epi16(__m256i(a), __m256i(b)));

@@ -22,6 +22,30 @@ inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
 inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
 inline Int round_even(Float v) { return Int(_mm512_cvtps_epi32(v)); }
 
+// One bit a lane, and what is done where it is set.
+using Mask = __mmask16;
+inline Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline bool none(Mask mask) { return mask == 0; }
+inline bool has(Mask mask, int lane) { return (mask >> lane & 1) != 0; }
+inline Float add_where(Mask mask, Float sum, Float v) {
+  return _mm512_mask_add_ps(sum, mask, sum, v);
+}
+inline int count(Mask mask) { return __builtin_popcount(mask); }
+
+// Folds halves: the order is the same wherever it is used.
+inline float sum(Float v) {
+  const __m256 a = _mm256_add_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_add_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_add_ss(c, _mm_movehdup_ps(c)));
+}
+inline float largest(Float v) {
+  const __m256 a = _mm256_max_ps(_mm512_castps512_ps256(v), _mm512_extractf32x8_ps(v, 1));
+  const __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+  const __m128 c = _mm_max_ps(b, _mm_movehl_ps(b, b));
+  return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
+}
+
 // Two bfloat16 in each 32 bits.
 struct BFloat16 {
   using Element = std::uint16_t;

@@ -36,6 +36,21 @@ inline Float min(Float a, Float b) { return choose(a < b, a, b); }
 // Adding 1.5 * 2^23 leaves the integer, rounded to even, in the low bits. |v| < 2^22.
 inline Int round_even(Float v) { return Int(v + 12582912.0f) - 0x4b400000; }
 
+// All bits of a lane or none, and what is done where they are set.
+using Mask = Int;
+inline Mask at_least(Float a, Float b) { return a >= b; }
+inline bool none(Mask mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) == 0; }
+inline bool has(Mask mask, int lane) { return mask[lane] != 0; }
+inline Float add_where(Mask mask, Float sum, Float v) { return sum + Float(mask & Int(v)); }
+inline int count(Mask mask) { return -(mask[0] + mask[1] + mask[2] + mask[3]); }
+
+// Folds halves: the order is the same wherever it is used.
+inline float sum(Float v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+inline float largest(Float v) {
+  const float even = v[0] > v[2] ? v[0] : v[2], odd = v[1] > v[3] ? v[1] : v[3];
+  return even > odd ? even : odd;
+}
+
 // The sums of neighbouring 16-bit products, each of which fits 16 bits: |activation| <= 127 and
 // 0 <= weight <= 255.
 inline Int multiply_pairs(Int a, Int b) {
