@@ -75,9 +75,6 @@ class Plan(Source):
         there = sum(packed_bytes(n, k, format_of(role, format)) for n, k, role in self.matrices)
         return self.weight_bytes - here + there
 
-    def shape(self) -> ModelShape:
-        return self.built
-
     def refuse_problems(self) -> None:
         """Raise ModelError if the files lack a tensor, hold it in another shape, or hold more."""
         if self.stored is None:

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 import transformers
 
 from tests.parity.oracle import expectation, layout_of
@@ -21,7 +20,6 @@ RECORDED = Path(__file__).with_name("recorded")
 
 
 def main(names: list[str]) -> None:
-    torch.set_num_threads(1)
     RECORDED.mkdir(exist_ok=True)
     for name in names or list(ROWS):
         layout = layout_of(ROWS[name])

@@ -276,3 +276,22 @@ def test_bf16_bits_are_read_as_they_are(path: Path) -> None:
     out = np.empty(64, checkpoint.dtype_of("x"))
     checkpoint.read("x", out)
     np.testing.assert_array_equal(out, bf16_bits(values))
+
+
+@pytest.mark.parametrize("name", ["config.json", WEIGHTS])
+def test_any_damage_is_a_model_error_or_harmless(path: Path, name: str) -> None:
+    rng = np.random.default_rng(36)
+    whole = (path / name).read_bytes()
+    end = min(len(whole), 4000)  # of the weights: the header and a little more
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for at in rng.integers(0, end, rng.integers(1, 4)).tolist():
+            damaged[at] = int(rng.choice(list(b'0189-"[]{}:,.eE\\\x00\xff')))
+        (path / name).write_bytes(damaged)
+        try:
+            inspect_checkpoint(path)
+        except ModelError as error:
+            refused += 1
+            assert len(error.message) < 2000
+    assert refused > 200
