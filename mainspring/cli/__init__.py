@@ -100,7 +100,8 @@ def explain(error: Exception) -> str:
     if isinstance(error, click.ClickException):
         return error.format_message()
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}: check the path and what you may do there"
     return f"{type(error).__name__}: {error}: this is a bug in Mainspring; --debug shows where"
 
 

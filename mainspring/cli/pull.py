@@ -47,7 +47,7 @@ def pull(source: str, revision: str | None, name: str, link: bool, home: str | N
     again. Pickle weights are refused. HF_ENDPOINT names another hub, HF_TOKEN a token.
     """
     place = Path(config_from({"home": home}).home)
-    with shown_progress() as progress:
+    with resumable(), shown_progress() as progress:
         if is_directory(source):
             if revision:
                 raise BadRequest(f"{source} is a directory, which has no revision: leave it out")
@@ -58,6 +58,16 @@ def pull(source: str, revision: str | None, name: str, link: bool, home: str | N
         else:
             manifest = from_hub(source, revision, name, link, place, progress)
     click.echo(summary(manifest))
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-c loses nothing: say so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("interrupted: the same command goes on from here", err=True)
+        raise
 
 
 def is_directory(source: str) -> bool:

@@ -183,7 +183,13 @@ def _building(catalog: Catalog, name: str, version: str) -> Iterator[Path]:
     It stays when the body fails, for the next attempt; those of other versions are deleted.
     """
     slug = catalog.path(name).name
-    catalog.partial.mkdir(parents=True, exist_ok=True)
+    try:
+        catalog.partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(
+            f"cannot write to the home {catalog.home} ({error.strerror}): choose another place "
+            "with --home or MAINSPRING_HOME"
+        ) from error
     with (catalog.partial / f"{slug}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

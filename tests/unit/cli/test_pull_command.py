@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from mainspring.cli import pull as pull_module
 from tests.tiny import tiny_checkpoint
 from tests.unit.cli.conftest import Run
 from tests.unit.registry.hub_server import COMMIT, Repository, TestHub, serve_hub
@@ -47,6 +48,19 @@ def test_a_misspelt_id(run: Run, hub: TestHub) -> None:
     ran = run("pull", "owner/tinny")
     assert (ran.code, ran.err.count("\n")) == (1, 1)
     assert "similar: owner/tiny" in ran.err
+
+
+def test_ctrl_c_says_that_nothing_is_lost(
+    run: Run, hub: TestHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pull_module, "refuse_unknown_family", interrupted)
+    ran = run("pull", "owner/tiny")
+    assert ran.code == 130
+    assert "interrupted: the same command goes on from here" in ran.err
+    assert len(hub.of("/resolve/")) == 4
 
 
 def test_an_unknown_family_stops_before_the_weights(run: Run, hub: TestHub) -> None:

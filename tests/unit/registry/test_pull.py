@@ -25,7 +25,7 @@ from mainspring.registry import pull, resolve
 from mainspring.registry.catalog import Catalog
 from mainspring.registry.hub import Hub
 from mainspring.registry.manifest import Manifest
-from mainspring.registry.pull import pull_directory, pull_from_hub
+from mainspring.registry.pull import pull_from_hub
 from tests.tiny import tiny_checkpoint
 from tests.unit.registry.hub_server import COMMIT, Repository, TestHub, serve_hub
 
@@ -370,48 +370,3 @@ def test_two_pulls_of_one_model_do_not_mix(hub: TestHub, tmp_path: Path) -> None
 def test_a_name_cannot_hide_the_embedded_model(hub: TestHub, tmp_path: Path) -> None:
     with pytest.raises(BadRequest, match="choose another --name"):
         get(hub, tmp_path, name="mainspring-guide")
-
-
-def test_a_directory_is_copied_with_digests(tmp_path: Path) -> None:
-    source = tiny_checkpoint(tmp_path / "source")
-    (source / "optimizer.pt").write_bytes(b"x")
-    progress = Counted()
-    manifest = pull_directory(source, tmp_path / "home", name="chat", progress=progress)
-    found = resolve("chat", tmp_path / "home")
-    assert not (found.path / "optimizer.pt").exists()
-    assert manifest.damage(found.path, contents=True) == []
-    assert progress.moves == progress.sizes
-    (source / "model.safetensors").unlink()
-    assert resolve("chat", tmp_path / "home").digest == manifest.digest
-
-
-def test_a_linked_directory_stays_where_it_is(tmp_path: Path) -> None:
-    source = tiny_checkpoint(tmp_path / "source")
-    home = tmp_path / "home"
-    manifest = pull_directory(source, home, link=True, progress=Counted())
-    found = resolve("source", home)
-    assert (found.path, found.digest) == (source, manifest.digest)
-    os.truncate(source / "model.safetensors", 10)
-    with pytest.raises(ModelError, match="differs from what was linked"):
-        resolve("source", home)
-    Catalog(home).remove("source")
-    assert (source / "config.json").exists()
-
-
-def test_a_directory_with_pickles_only_is_refused(tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "config.json").write_text("{}")
-    (source / "pytorch_model.bin").write_bytes(b"\x80")
-    with pytest.raises(ModelError, match="only as pickle"):
-        pull_directory(source, tmp_path / "home", progress=Counted())
-
-
-def test_devices_and_pipes_in_a_directory_are_not_copied(tmp_path: Path) -> None:
-    source = tiny_checkpoint(tmp_path / "source")
-    os.mkfifo(source / "tokenizer_fifo.json")
-    (source / "chat_template.json").symlink_to("/dev/zero")
-    manifest = pull_directory(source, tmp_path / "home", progress=Counted())
-    names = {file.name for file in manifest.files}
-    assert "model.safetensors" in names
-    assert not names & {"tokenizer_fifo.json", "chat_template.json"}
