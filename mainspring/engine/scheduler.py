@@ -17,6 +17,8 @@ IDLE = 4.0
 """While nobody decodes, a step may take this many times longer."""
 STEP_TOKENS = 1024
 """Prefill tokens in a step at most, which bounds the memory of activations."""
+LEAST = 8
+"""Prefill tokens in a step at least: up to about so many, rows cost hardly more than one does."""
 
 Work = tuple[Sequence, int]
 """A sequence and how many of its pending tokens to compute."""
@@ -40,20 +42,18 @@ class Budget:
     def take(self, sequence: Sequence) -> int:
         """How many of the sequence's pending tokens the step computes; 0 when the time is used up.
 
-        A sequence that wants a single token always gets it. The first prefill of a step gets at
-        least a block, so that nobody starves; pieces smaller than a block are not cut.
+        A sequence that wants a single token always gets it. The first prefill of a step always
+        gets something, so that nobody starves; the others are not cut smaller than a block.
         """
         pending = sequence.pending
         if pending == 1:
             return 1
         most = self._scored_rows if sequence.scored else STEP_TOKENS
-        least = min(BLOCK, pending, most)
         fits = self._cost.fitting(self._seconds, sequence.computed)
         count = min(pending, most, self._tokens, fits)
-        if count < least:
-            if self._fed:
-                return 0
-            count = least
+        if self._fed and count < min(BLOCK, pending, most):
+            return 0
+        count = max(count, min(LEAST, pending, most))
         self._fed = True
         self._tokens -= count
         self._seconds -= self._cost.prefill(count, sequence.computed)
@@ -93,13 +93,12 @@ class Scheduler:
         Never empty while any sequence is running or waiting.
         """
         budget = self._budget()
-        before = self.preemptions
         work: list[Work] = []
         for sequence in self._each_running():
             count = budget.take(sequence)
             if count and self._allocate(sequence, count, now, step):
                 work.append((sequence, count))
-        while self.preemptions == before and budget.open:
+        while budget.open:
             if (admitted := self._admit(now, step)) is None:
                 break
             if not (count := budget.take(admitted)):
@@ -117,11 +116,14 @@ class Scheduler:
         sequence.blocks = []
 
     def _budget(self) -> Budget:
-        """The step's time less what its decoding sequences will take."""
+        """The step's time less what its decoding sequences take, and at least as long as that.
+
+        So prefill at most doubles the time of a step that is too long without it.
+        """
         contexts = [len(s.tokens) for s in self.running if s.pending == 1]
         base = self._cost.predict(StepSize(len(contexts), 0, sum(contexts)))
         seconds = self._step_seconds * (1.0 if contexts else IDLE)
-        return Budget(self._cost, seconds - base, self._scored_rows)
+        return Budget(self._cost, max(seconds - base, base), self._scored_rows)
 
     def _each_running(self) -> Iterator[Sequence]:
         """Running sequences by arrival, while preemption may shorten the list from its end."""
@@ -156,7 +158,7 @@ class Scheduler:
         """Let the first waiting sequence run, if all its tokens fit and it has no one to wait for.
 
         A block for each running sequence stays available, so that the newcomer is not preempted
-        at once. With nobody running it always fits: the Engine refuses what the pool cannot hold.
+        at once, nor one just preempted admitted again. With nobody running it always fits: the Engine refuses what the pool cannot hold.
         """
         if not self.waiting or len(self.running) >= self._max_running:
             return None

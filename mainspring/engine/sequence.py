@@ -161,9 +161,8 @@ class Sequence:
 
     def finish(self) -> tuple[Finish | None, int | None]:
         """Whether and why the last token ended the sequence, and the stop id that did."""
-        output = len(self.tokens) - self.prompt
         last = self.tokens[-1]
-        if last in self.stops and output > self.sampling.min_tokens:
+        if last in self.stops:  # before min_tokens, penalties keep it from being drawn
             return Finish.STOP, None if last in self.eos else last
         if len(self.tokens) >= self.limit:
             return Finish.LENGTH, None

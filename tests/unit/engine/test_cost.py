@@ -71,6 +71,15 @@ def test_the_first_guess_is_careful_and_soon_corrected() -> None:
     assert cost.predict(size) == pytest.approx(seconds(size, rng), rel=0.25)
 
 
+def test_the_first_step_scales_what_it_does_not_show() -> None:
+    cost = CostModel(SHAPE)
+    size = StepSize(4, 0, 400)
+    before, guess = cost.token, cost.predict(size)
+    for _ in range(5):
+        cost.observe(size, 20 * guess)
+    assert cost.token == pytest.approx(20 * before, rel=0.01)
+
+
 def test_cold_and_suspended_steps_leave_hardly_a_trace() -> None:
     rng = random.Random(3)
     cost = CostModel(SHAPE)

@@ -14,7 +14,6 @@ from mainspring.types import Finish, Sampling
 from tests.unit.engine.toy import (
     EOS,
     VOCABULARY,
-    Clock,
     Toy,
     finish_all,
     prompt,
@@ -156,15 +155,36 @@ def test_the_queue_is_bounded() -> None:
 
 
 def test_a_long_prompt_is_cut_while_others_decode_and_nobody_starves() -> None:
-    # The clock's steps take 1 ms whatever their size; a budget below that leaves one block a step.
-    engine = toy_engine(step_seconds=1e-4, clock=Clock(0.001))
+    engine = toy_engine(step_seconds=0.02, blocks=64)  # 20 rows of the Toy
     engine.add("stream", prompt(5), greedy(60))
     engine.step()
-    engine.add("long", prompt(200, 1), greedy(2))
+    engine.add("long", prompt(400, 1), greedy(2))
     outputs = finish_all(engine)
     chunks = [e.tokens for e in outputs["long"][-1].events if e.name == "prefill"]
-    assert chunks == [32] * 6 + [8]
-    assert len(tokens_of(outputs["stream"])) == 59  # a token in every step
+    assert sum(chunks) == 400 and all(12 <= chunk <= 20 for chunk in chunks[2:-1]), chunks
+    stream = outputs["stream"]
+    assert len(stream) == 59  # a token in every step
+    gaps = np.diff([output.times[0].time for output in stream])
+    assert gaps[2:].max() < 0.025
+
+
+def test_while_nobody_decodes_a_step_is_longer() -> None:
+    engine = toy_engine(step_seconds=0.02)
+    events = run_one(engine, prompt(400), greedy(1))[-1].events
+    chunks = [e.tokens for e in events if e.name == "prefill"]
+    assert all(60 <= chunk <= 82 for chunk in chunks[2:-1]), chunks
+
+
+def test_a_step_that_is_too_long_already_at_most_doubles() -> None:
+    engine = toy_engine(step_seconds=1e-6, blocks=128)
+    for i in range(20):
+        engine.add(str(i), prompt(1, i), greedy(100))
+    for _ in range(40):
+        engine.step()
+    engine.add("long", prompt(300, 1), greedy(1))
+    events = finish_all(engine)["long"][-1].events
+    chunks = [e.tokens for e in events if e.name == "prefill"]
+    assert all(12 <= chunk <= 24 for chunk in chunks[:-1]), chunks
 
 
 def test_prompts_share_a_step_when_the_budget_allows() -> None:
@@ -187,6 +207,15 @@ def test_preemption_takes_the_latest_and_changes_nothing() -> None:
     names = [event.name for event in outputs["3"][-1].events]
     assert "preempted" in names and names.count("admitted") == names.count("preempted") + 1
     assert all(event.name != "preempted" for event in outputs["0"][-1].events)
+
+
+def test_a_newcomer_leaves_each_running_sequence_a_block_to_grow() -> None:
+    engine = toy_engine(blocks=5)
+    engine.add("a", prompt(60, 1), greedy(20))
+    engine.add("b", prompt(70, 2), greedy(2))
+    engine.step()
+    assert (engine.stats().running, engine.stats().waiting) == (1, 1)
+    assert len(finish_all(engine)) == 2 and engine.stats().preemptions == 0
 
 
 def test_first_come_first_served_when_blocks_are_short() -> None:
@@ -232,8 +261,8 @@ def test_only_computed_blocks_can_be_read() -> None:
     engine = toy_engine(step_seconds=1e-9)
     whole = tokens_of(run_one(toy_engine(), prompt(200), GREEDY))
     engine.add("gone", prompt(200), GREEDY)
-    engine.step()
-    engine.step()
+    for _ in range(9):  # 72 tokens
+        engine.step()
     engine.abort("gone")
     outputs = run_one(engine, prompt(200), GREEDY)
     assert outputs[0].cached == 2 * BLOCK
@@ -404,19 +433,19 @@ def test_a_replay_of_something_finished_only_says_so() -> None:
 
 
 def test_the_timeline_tells_the_whole_story() -> None:
-    engine = toy_engine(step_seconds=1e-6, clock=Clock(0.001))
-    outputs = run_one(engine, prompt(70), greedy(3))
+    engine = toy_engine(step_seconds=1e-9)
+    outputs = run_one(engine, prompt(20), greedy(3))
     events = outputs[-1].events
     assert [(e.name, e.tokens, e.step) for e in events] == [
         ("queued", 0, 0),
         ("admitted", 0, 1),
-        ("prefill", 32, 1),
-        ("prefill", 32, 2),
-        ("prefill", 6, 3),
+        ("prefill", 8, 1),
+        ("prefill", 8, 2),
+        ("prefill", 4, 3),
         ("finished", 0, 5),
     ]
     times = [output.times[0] for output in outputs]
-    assert [(t.step, t.batch, t.prefill) for t in times] == [(3, 1, 6), (4, 1, 0), (5, 1, 0)]
+    assert [(t.step, t.batch, t.prefill) for t in times] == [(3, 1, 4), (4, 1, 0), (5, 1, 0)]
     clock = [e.time for e in events[:5]] + [t.time for t in times]
     assert clock == sorted(clock)
     assert not any(output.events for output in outputs[:-1])

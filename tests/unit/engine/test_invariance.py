@@ -72,11 +72,12 @@ class Storm:
         config = EngineConfig(
             blocks=rng.randint(-(-CONTEXT // 32), 14),
             max_running=rng.choice([2, 5, 16]),
-            step_seconds=rng.choice([1e-5, 0.003, 0.05]),
+            step_seconds=rng.choice([1e-9, 0.02, 0.1]),
             prefix_cache=rng.random() < 0.8,
             dtype="float32",
         )
-        return Engine(self.model, self.kernels, config, Clock(rng.choice([1e-5, 1e-3])))
+        self.model.clock = Clock()
+        return Engine(self.model, self.kernels, config, self.model.clock)
 
     def arrive(self) -> None:
         rng = self.rng

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from mainspring.types import Sampling
 LAYERS, HEADS, KV, HEAD, HIDDEN = 2, 4, 2, 8, 32
 VOCABULARY = 97
 EOS = 96
+ROW_SECONDS = 1e-3
 
 
 class Toy:
@@ -39,6 +39,7 @@ class Toy:
         self._out = [weight(HIDDEN, HEADS * HEAD, 2.0) for _ in range(LAYERS)]
         self._head = weight(VOCABULARY, HIDDEN, 3.0)
         self.forwards = 0
+        self.clock: Clock | None = None
         self.shape = ModelShape(
             family="toy",
             layers=LAYERS,
@@ -48,14 +49,16 @@ class Toy:
             head=HEAD,
             vocabulary=VOCABULARY,
             context=context,
-            parameters=10_000,
+            parameters=10_000_000,
             eos=(EOS,),
-            weight_bytes=40_000,
+            weight_bytes=1_000_000,
             format="float32",
         )
 
     def forward(self, batch: Batch, cache: Cache) -> Array:
         self.forwards += 1
+        if self.clock is not None:
+            self.clock.now += ROW_SECONDS * len(batch.tokens)
         x = self._embedding[batch.tokens] + self._positions[batch.positions]
         for layer in range(LAYERS):
             qkv = self._kernels.linear(x, self._qkv[layer])
@@ -74,14 +77,13 @@ class Toy:
 
 
 class Clock:
-    """Time that passes only when told: `tick` on every reading, and by hand."""
+    """Time that passes by 10 us on every reading, and by ROW_SECONDS for each row of a Toy."""
 
-    def __init__(self, tick: float = 0.001) -> None:
+    def __init__(self) -> None:
         self.now = 0.0
-        self.tick = tick
 
     def __call__(self) -> float:
-        self.now += self.tick
+        self.now += 1e-5
         return self.now
 
 
@@ -89,13 +91,13 @@ def toy_engine(
     *,
     model: Any = None,
     kernels: Kernels | None = None,
-    clock: Callable[[], float] | None = None,
     **config: Any,
 ) -> Engine:
     kernels = kernels or load_kernels("reference")
     settings = {"blocks": 32, "dtype": "float32", **config}
     model = model or Toy(kernels)
-    return Engine(model, kernels, EngineConfig(**settings), clock or Clock())
+    model.clock = Clock()
+    return Engine(model, kernels, EngineConfig(**settings), model.clock)
 
 
 def finish_all(engine: Engine, limit: int = 5000) -> dict[str, list[Output]]:
