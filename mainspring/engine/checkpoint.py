@@ -6,6 +6,7 @@ import json
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -53,19 +54,20 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if not path.is_dir():
-            raise ModelError(f"{path.name} is not a directory with a checkpoint")
-        self.config = self._json("config.json", required=True)
-        self.generation = self._json("generation_config.json", required=False)
         self.tensors: dict[str, Tensor] = {}
-        for file, names in self._shards():
-            self._read_header(file, names)
+        with _reading("the checkpoint"):
+            if not path.is_dir():
+                raise ModelError(f"{path.name} is not a directory with a checkpoint")
+            self.config = self._json("config.json", required=True)
+            self.generation = self._json("generation_config.json", required=False)
+            for file, names in self._shards():
+                self._read_header(file, names)
 
     def read(self, name: str, out: Array) -> None:
         """Fill `out`, C-contiguous and of the tensor's dtype (`dtype_of`) and size."""
         tensor = self.tensors[name]
         view = out.reshape(-1).view(np.uint8).data
-        with self._open(tensor.file) as file:
+        with _reading(tensor.file), self._open(tensor.file) as file:
             file.seek(tensor.start)
             done = 0
             while done < tensor.nbytes:
@@ -172,6 +174,15 @@ class Checkpoint:
         self.tensors.update(found)
         if len(self.tensors) > TENSOR_LIMIT:
             raise ModelError(f"more than {TENSOR_LIMIT} tensors")
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """The disk's own errors are the checkpoint's."""
+    try:
+        yield
+    except OSError as error:
+        raise ModelError(f"{name} cannot be read: {error.strerror}") from error
 
 
 def _entries(header: dict[str, Any], file: str, base: int, size: int) -> dict[str, Tensor]:

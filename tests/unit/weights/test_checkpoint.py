@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from collections.abc import Callable
@@ -247,6 +248,23 @@ def test_vocabulary_that_does_not_match(path: Path) -> None:
 def test_config_that_is_no_object(path: Path, text: str) -> None:
     (path / "config.json").write_text(text, errors="surrogateescape")
     assert refusal(path).startswith("config.json")
+
+
+def test_a_disk_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(io.RawIOBase):
+        def seekable(self) -> bool:
+            return True
+
+        def seek(self, offset: int, whence: int = 0) -> int:
+            return offset
+
+        def readinto(self, buffer: object) -> int:
+            raise OSError(5, "Input/output error", str(path))
+
+    checkpoint = Checkpoint(path)
+    monkeypatch.setattr(checkpoint, "_open", lambda name: Broken())
+    with pytest.raises(ModelError, match=r"^model.safetensors cannot be read: Input/output error$"):
+        checkpoint.read(NORM, np.empty(64, np.float32))
 
 
 def test_file_that_shrinks_while_it_is_read(path: Path) -> None:
