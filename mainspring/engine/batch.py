@@ -14,7 +14,7 @@ class Batch:
     """The new tokens of S sequences, flat, sequence after sequence: T rows in all.
 
     Everything an Architecture needs to know is in here; it keeps no state between batches but the
-    KV cache. Arrays are int32 and C-contiguous, and valid until the next batch is built.
+    KV cache. Arrays are int32 and C-contiguous.
     """
 
     tokens: Array

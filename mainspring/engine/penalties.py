@@ -94,7 +94,8 @@ class Penalties:
             ids = self._seen.ids
             values = logits[ids]
             r = self._repetition
-            logits[ids] = np.where(values > 0, values / r, values * r)
+            with np.errstate(over="ignore"):
+                logits[ids] = np.where(values > 0, values / r, values * r)
         if self._output is not None:
             penalty = self._presence + self._frequency * self._output.counts
             logits[self._output.ids] -= penalty.astype(np.float32)

@@ -158,7 +158,8 @@ class Scheduler:
         """Let the first waiting sequence run, if all its tokens fit and it has no one to wait for.
 
         A block for each running sequence stays available, so that the newcomer is not preempted
-        at once, nor one just preempted admitted again. With nobody running it always fits: the Engine refuses what the pool cannot hold.
+        at once, nor one just preempted admitted again. With nobody running it always fits: the
+        Engine refuses what the pool cannot hold.
         """
         if not self.waiting or len(self.running) >= self._max_running:
             return None

@@ -127,3 +127,22 @@ def test_random_operations_keep_the_books() -> None:
     for blocks in held:
         pool.release(blocks)
     pool.check()
+
+
+class Counting(dict[bytes, int]):
+    gets = 0
+
+    def get(self, key: bytes, default: int | None = None) -> int | None:  # type: ignore[override]
+        self.gets += 1
+        return super().get(key, default)
+
+
+@pytest.mark.parametrize("others", [0, 2000])
+def test_a_hit_costs_one_look_up_a_block(others: int) -> None:
+    pool = BlockPool(2100)
+    tokens = list(range(50 * BLOCK))
+    publish_all(pool, tokens)
+    publish_all(pool, list(range(10**6, 10**6 + others * BLOCK)))
+    pool._found = counting = Counting(pool._found)
+    assert len(pool.match(digests([*tokens, *range(5 * BLOCK)]))) == 50
+    assert counting.gets == 51

@@ -168,6 +168,18 @@ def test_a_long_prompt_is_cut_while_others_decode_and_nobody_starves() -> None:
     assert gaps[2:].max() < 0.025
 
 
+def test_prompts_that_do_not_fit_a_step_are_computed_one_after_the_other() -> None:
+    engine = toy_engine(step_seconds=1e-9)
+    engine.add("a", prompt(100, 1), greedy(1))
+    engine.add("b", prompt(100, 2), greedy(1))
+    outputs = finish_all(engine)
+    steps = {
+        id: [e.step for e in found[-1].events if e.name == "prefill"]
+        for id, found in outputs.items()
+    }
+    assert steps["a"][-1] < steps["b"][0]
+
+
 def test_while_nobody_decodes_a_step_is_longer() -> None:
     engine = toy_engine(step_seconds=0.02)
     events = run_one(engine, prompt(400), greedy(1))[-1].events

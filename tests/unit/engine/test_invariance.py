@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import itertools
 import random
+import time
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.reference import generate
-from mainspring.kernels import Kernels, load_kernels
+from mainspring.engine.weights import load_model
+from mainspring.kernels import Format, Kernels, load_kernels
 from mainspring.types import Finish, Sampling
+from tests.tiny import tiny_checkpoint
 from tests.unit.engine.toy import EOS, VOCABULARY, Clock, Toy
 
 CONTEXT = 160
+Dtype = Literal["float32", "bf16"]
 
 
 def random_sampling(rng: random.Random) -> Sampling:
@@ -55,10 +60,13 @@ class Asked:
 class Storm:
     """One Engine under random arrivals, aborts and crashes, its pool and budget far too small."""
 
-    def __init__(self, kernels: Kernels, seed: int) -> None:
+    def __init__(
+        self, kernels: Kernels, seed: int, model: Any = None, dtype: Dtype = "float32"
+    ) -> None:
         self.rng = random.Random(seed)
         self.kernels = kernels
-        self.model = Toy(kernels, context=CONTEXT, seed=seed)
+        self.dtype = dtype
+        self.model = model or Toy(kernels, context=CONTEXT, seed=seed)
         self.prefixes = [
             [self.rng.randrange(EOS) for _ in range(self.rng.randint(1, 120))] for _ in range(3)
         ]
@@ -74,10 +82,12 @@ class Storm:
             max_running=rng.choice([2, 5, 16]),
             step_seconds=rng.choice([1e-9, 0.02, 0.1]),
             prefix_cache=rng.random() < 0.8,
-            dtype="float32",
+            dtype=self.dtype,
         )
-        self.model.clock = Clock()
-        return Engine(self.model, self.kernels, config, self.model.clock)
+        clock: Any = time.monotonic
+        if isinstance(self.model, Toy):
+            self.model.clock = clock = Clock()
+        return Engine(self.model, self.kernels, config, clock)
 
     def arrive(self) -> None:
         rng = self.rng
@@ -139,15 +149,15 @@ class Storm:
             key = repr((asked.prompt, asked.sampling))
             if key not in answers:
                 answers[key] = generate(
-                    self.model, self.kernels, asked.prompt, asked.sampling, dtype="float32"
+                    self.model, self.kernels, asked.prompt, asked.sampling, dtype=self.dtype
                 )
             assert asked.tokens == answers[key], (asked.prompt, asked.sampling)
-            assert asked.finish is expected_finish(asked)
+            assert asked.finish is expected_finish(asked, self.model.shape.eos)
 
 
-def expected_finish(asked: Asked) -> Finish:
+def expected_finish(asked: Asked, eos: tuple[int, ...]) -> Finish:
     sampling, output = asked.sampling, asked.tokens
-    stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else (EOS,))}
+    stops = {*sampling.stop_token_ids, *(() if sampling.ignore_eos else eos)}
     return (
         Finish.STOP
         if output[-1] in stops and len(output) > sampling.min_tokens
@@ -179,6 +189,15 @@ def test_reference_kernels() -> None:
 
 def test_native_kernels() -> None:
     storm(native(), range(100, 110), 200)
+
+
+@pytest.mark.parametrize("format", ["float32", "bf16", "int8", "int4"])
+def test_a_real_checkpoint(format: Format, tmp_path: Path) -> None:
+    kernels = native()
+    path = tiny_checkpoint(tmp_path / "tiny", max_position_embeddings=CONTEXT)
+    weather = Storm(kernels, 5, load_model(path, kernels, format=format), "bf16")
+    weather.rage(100)
+    weather.compare()
 
 
 @pytest.mark.slow
