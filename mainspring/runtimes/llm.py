@@ -18,6 +18,7 @@ from mainspring.errors import BadRequest, Overloaded, Unavailable
 from mainspring.runtimes.answer import Answer
 from mainspring.runtimes.choice import Choice
 from mainspring.runtimes.prompt import Prompt, Prompts
+from mainspring.runtimes.protocol import Ready
 from mainspring.runtimes.supervisor import Supervisor
 from mainspring.runtimes.template import ChatTemplate, read_template
 from mainspring.runtimes.tokenizer import Tokenizer
@@ -75,14 +76,7 @@ class LLMRuntime:
         its Worker keeps crashing.
         """
         try:
-            files = await self._in_thread(lambda: read_template(self._path))
-            template = self._template = ChatTemplate(files)
-            ready, tokenizer, _ = await asyncio.gather(
-                self._supervisor.start(),
-                self._in_thread(lambda: Tokenizer(self._path)),
-                template.start(),
-            )
-            prompts = Prompts(self.name, tokenizer, ready.context, ready.vocabulary)
+            ready, prompts = await self._load()
         except BaseException:
             await self.stop()
             raise
@@ -99,6 +93,23 @@ class LLMRuntime:
             max_running=self._config.max_running,
             created=int(time.time()),
         )
+
+    async def _load(self) -> tuple[Ready, Prompts]:
+        """Worker, tokenizer and template at the same time; the first that fails ends the others."""
+        files = await self._in_thread(lambda: read_template(self._path))
+        self._template = ChatTemplate(files)
+        worker = asyncio.create_task(self._supervisor.start())
+        tokenizer = asyncio.create_task(self._in_thread(lambda: Tokenizer(self._path)))
+        template = asyncio.create_task(self._template.start())
+        try:
+            await asyncio.gather(worker, tokenizer, template)
+        except BaseException:
+            for task in (worker, tokenizer, template):
+                task.cancel()
+            await asyncio.gather(worker, tokenizer, template, return_exceptions=True)
+            raise
+        ready = worker.result()
+        return ready, Prompts(self.name, tokenizer.result(), ready.context, ready.vocabulary)
 
     async def stop(self, drain: float = 0.0) -> None:
         """Take nothing new, let what runs end for at most `drain` seconds, end the Worker."""

@@ -115,7 +115,8 @@ class Supervisor:
         self._started: asyncio.Future[Ready] | None = None
         self._reason = "not started"
         self._lost = False
-        self._stopping = False
+        self._closed: MainspringError | None = None
+        self._stop = asyncio.Event()
         self._numbers = 0
         self._crashes: list[float] = []
 
@@ -147,19 +148,30 @@ class Supervisor:
 
     async def stop(self) -> None:
         """End the Worker; what is in flight fails with Unavailable."""
-        self._stopping = True
-        self._reason = "stopped"
+        self._stop.set()
+        self._close("stopped", Unavailable(f"model {self.name} is being unloaded"))
         if self._link:
-            self._link.send(Shutdown())
-            await self._link.end(EXIT_SECONDS)
+            if self._link.ready:
+                self._link.send(Shutdown())
+            await self._link.end(EXIT_SECONDS if self._link.ready else 0.0)
         if self._task:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-        self._fail_all(Unavailable(f"model {self.name} is being unloaded"))
+            await asyncio.wait([self._task])
+
+    def _close(self, reason: str, error: MainspringError) -> None:
+        """There will be no Worker any more."""
+        self._reason = reason
+        self._closed = error
+        self._fail_all(error)
+        if self._started and not self._started.done():
+            self._started.set_exception(error)
 
     def submit(self, flight: Flight) -> None:
-        """Hand a flight to the Worker, now or as soon as it is up again."""
+        """Hand a flight to the Worker, now or as soon as it is up again.
+
+        Raises Unavailable or InternalError when there will be none.
+        """
+        if self._closed is not None:
+            raise self._closed
         self._numbers += 1
         flight.id = str(self._numbers)
         if not self.flights and self._link:
@@ -184,27 +196,28 @@ class Supervisor:
         if task.cancelled() or (error := task.exception()) is None:
             return
         log.critical("supervision of %s failed", self.name, exc_info=error)
-        self._reason = "supervision failed"
-        self._fail_all(InternalError("the worker's supervision failed", detail=repr(error)))
+        failure = InternalError("the worker's supervision failed", detail=repr(error))
+        self._close("supervision failed", failure)
 
     # Life of a Worker -----------------------------------------------------------------------------
 
     async def _supervise(self) -> None:
         """Worker after Worker, until stopped or until the model cannot be loaded at all."""
-        while not self._stopping:
+        while not self._stop.is_set():
             try:
                 link = self._link = await Link.spawn(self._command, self._take)
             except OSError as error:
                 failure, why = None, f"cannot be started: {error.strerror}"
             else:
                 link.send(self._load)
-                stalled = await self._watch(link)
-                ended = await link.end(0.0 if stalled else EXIT_SECONDS)
+                stalled = "" if self._stop.is_set() else await self._watch(link)
+                ended = await link.end(EXIT_SECONDS if link.closed.done() else 0.0)
                 failure, why = link.failure, stalled or ended
             self._link = None
-            if self._stopping or not self._crashed(failure, why):
+            if self._stop.is_set() or not self._crashed(failure, why):
                 return
-            await asyncio.sleep(self._pause())
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), self._pause())
 
     async def _watch(self, link: Link) -> str:
         """Wait for the Worker's end. Returns why it has to be killed first, or an empty text."""
@@ -285,6 +298,8 @@ class Supervisor:
     def _up(self, message: Ready) -> None:
         """The model is loaded: add again what was in flight, oldest first."""
         assert self._started is not None
+        if self._closed is not None:
+            return
         self.loaded = message
         self._reason = ""
         self._lost = False

@@ -227,4 +227,6 @@ def _restrict() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # the process's memory goes at once; nothing of it is worth unwinding

@@ -45,7 +45,7 @@ def mixed() -> list:
     ]
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 def test_a_killed_worker_loses_and_doubles_no_token(checkpoint: Path, seed: int) -> None:
     async def main() -> None:
         rng = random.Random(seed)
@@ -98,8 +98,10 @@ def test_an_idle_worker_that_stands_still_is_noticed(checkpoint: Path) -> None:
             assert served.worker and served.unhealthy() is None
             os.kill(served.worker, signal.SIGSTOP)
             await until(lambda: served.restarts == 1)
-            await until(lambda: served.unhealthy() is None)
-            await tell(served.run(request()))
+            # A request that comes while the Worker is being started again waits for it.
+            assert served.unhealthy()
+            told = await tell(served.run(request()))
+            assert told.usage and told.usage.output == 40 and served.unhealthy() is None
 
     asyncio.run(main())
 
@@ -178,18 +180,6 @@ def test_a_worker_that_never_loads_fails_the_start(checkpoint: Path) -> None:
             await served.start()
         killing.cancel()
         assert served.worker is None
-
-    asyncio.run(main())
-
-
-def test_a_request_that_waits_for_a_restart_is_answered(checkpoint: Path) -> None:
-    async def main() -> None:
-        async with runtime(checkpoint) as served:
-            assert served.worker
-            os.kill(served.worker, signal.SIGKILL)
-            await until(lambda: served.restarts)
-            told = await tell(served.run(request()))
-            assert told.usage and told.usage.output == 40
 
     asyncio.run(main())
 
