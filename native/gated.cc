@@ -9,9 +9,10 @@ namespace {
 
 inline Float silu(Float x) { return x / (exp(-x) + 1.0f); }
 
+// 0.5 x (1 + tanh z) as x / (1 + e^-2z), which does not cancel where z is very negative.
 inline Float gelu_tanh(Float x) {
-  const Float inner = fma(x * x * x, broadcast(0.044715f), x) * broadcast(0.7978845608f);
-  return 0.5f * x * (tanh(inner) + 1.0f);
+  const Float z = fma(x * x * x, broadcast(0.044715f), x) * broadcast(0.7978845608f);
+  return x / (exp(-(z + z)) + 1.0f);
 }
 
 template <class Function>

@@ -49,5 +49,5 @@ def load_cpu_kernels(isa: str = "auto", threads: int = 0) -> Kernels:
 
 def measure(kernels: Kernels) -> Speed:
     """How fast these kernels read and compute, measured in about 0.1 s."""
-    read, int8 = _native.Kernels.probe(kernels)
+    read, int8 = cast(_native.Kernels, kernels).probe()
     return Speed(read, int8)

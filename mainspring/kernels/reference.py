@@ -40,7 +40,8 @@ class ReferenceWeight:
         """The dequantized matrix, float32 [n, k]."""
         if not self.scales.size:
             return self.values
-        return self.values * np.repeat(self.scales, GROUP, axis=1)[:, : self.k]
+        spread = np.repeat(self.scales, GROUP, axis=1)[:, : self.k]
+        return np.asarray(self.values * spread)
 
 
 @dataclass(frozen=True)
@@ -190,11 +191,11 @@ class ReferenceKernels:
 
     def gated(self, x: Array, activation: Literal["silu", "gelu_tanh"]) -> Array:
         gate, up = np.split(x, 2, axis=1)
-        if activation == "silu":
-            with np.errstate(over="ignore"):
-                return (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
-        inner = np.float32(np.sqrt(2 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
-        return (np.float32(0.5) * gate * (1 + np.tanh(inner)) * up).astype(np.float32)
+        inner = gate
+        if activation == "gelu_tanh":  # 0.5 (1 + tanh z) = 1 / (1 + e^-2z), which does not cancel
+            inner = np.float32(np.sqrt(8 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
+        with np.errstate(over="ignore"):
+            return np.asarray(gate / (1 + np.exp(-inner)) * up, np.float32)
 
     def softcap(self, x: Array, cap: float) -> None:
         x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))

@@ -1,0 +1,33 @@
+from mainspring.kernels import Array, Format
+
+class Weight:
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def format(self) -> Format: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Cache:
+    @property
+    def blocks(self) -> int: ...
+    @property
+    def nbytes(self) -> int: ...
+
+class Kernels:
+    """`mainspring.kernels.Kernels` says what the operations do."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def threads(self) -> int: ...
+    def linear(self, x: Array, weight: Weight) -> Array: ...
+    def probe(self) -> tuple[float, float]:
+        """Bytes a second that all threads read, and int8 operations a second."""
+
+def usable() -> list[str]:
+    """Instruction sets that this CPU can run, best first."""
+
+def load(isa: str, threads: int) -> Kernels: ...
