@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from array import array
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Iterable
 from collections.abc import Sequence as Items
 from hashlib import blake2b
+from itertools import chain
 
 from mainspring.kernels import BLOCK
 
@@ -119,21 +120,23 @@ class BlockPool:
 
         `tables` are the block lists of every sequence that holds blocks. O(size).
         """
-        held = Counter(block for table in tables for block in table)
-        used = sum(holders > 0 for holders in self._holders)
+        held = [0] * self.size
+        for block in chain.from_iterable(tables):
+            held[block] += 1
+        used = self.size - self._holders.count(0)
         total = len(self._free) + used + len(self._cached)
         if total != self.size:
             raise AssertionError(
                 f"{len(self._free)} free + {used} used + {len(self._cached)} cached blocks "
                 f"are not the pool's {self.size}"
             )
-        for block, holders in enumerate(self._holders):
-            if holders != held[block]:
-                raise AssertionError(
-                    f"block {block} counts {holders} holders, {held[block]} tables name it"
-                )
+        if held != self._holders:
+            block = next(b for b in range(self.size) if held[b] != self._holders[b])
+            raise AssertionError(
+                f"block {block} counts {self._holders[block]} holders, {held[block]} tables name it"
+            )
         unheld = {*self._free, *self._cached}
-        if len(unheld) != total - used or any(self._holders[block] for block in unheld):
+        if len(unheld) != total - used or any(map(self._holders.__getitem__, unheld)):
             raise AssertionError("a block is free or cached twice, or while it is used")
         if any(self._digests[block] != digest for digest, block in self._found.items()):
             raise AssertionError("the prefix index names a block with other contents")
