@@ -12,7 +12,7 @@ from mainspring.cli.checkpoint import Subject, subject_of
 from mainspring.cli.command import command
 from mainspring.cli.machine import Machine, describe_machine
 from mainspring.cli.predict import Prediction, predict
-from mainspring.cli.probe import Speed, measure
+from mainspring.cli.probe import STREAMS, Speed, measure
 from mainspring.cli.render import count, facts, heading, print_json, seconds, size, table
 from mainspring.cli.settings import config_from, setting_options
 from mainspring.config import Config, ModelConfig
@@ -123,7 +123,9 @@ def print_speed(speed: Speed | None, trouble: str) -> None:
     for format, rates in speed.linear.items():
         parts = (f"{rate / 1e9:,.0f} for {rows}" for rows, rate in rates.items())
         rows.append((f"{format} products", f"{', '.join(parts)} rows (Gop/s)"))
-    rows.append(("attention", f"{speed.attention / 1e9:,.0f} Gop/s"))
+    one, many = (speed.cache[streams] / 1e9 for streams in STREAMS)
+    cache = f"{one:,.1f} GB/s of KV cache for 1 stream, {many:,.1f} for 16"
+    rows.append(("attention", f"{speed.attention / 1e9:,.0f} Gop/s of a prompt, {cache}"))
     rows.append(("a kernel call", seconds(speed.call)))
     facts(rows)
 

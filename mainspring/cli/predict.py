@@ -5,8 +5,9 @@ For a step that computes `rows` tokens of `streams` sequences with `c` tokens of
     weights    bytes of all weights the step reads (a table of embeddings of its own is not read;
                of experts, the share that `rows` tokens are expected to choose)
     linear     max(weights / bandwidth, 2 * active parameters * rows / measured linear speed)
-    attention  max(streams * c * KV bytes / bandwidth, operations / measured attention speed)
-    calls      layers * CALLS * measured cost of a kernel call + STEP
+    attention  of a prompt: operations / measured speed; of single tokens: streams * c * KV bytes
+               / the smaller of bandwidth and what attention was measured to get through
+    calls      layers * CALLS * measured cost of a kernel call + STEP + streams * SEQUENCE
     step       linear + attention + calls
 
 First token of a 512-token prompt: one such step of 512 rows. Tokens a second: streams / step, at
@@ -34,8 +35,9 @@ PROMPT = 512
 STREAMS = 16
 CALLS = 12
 """kernel calls of one layer"""
-STEP = 150e-6
-"""seconds of Python around the kernels in one step: scheduling, batch, sampling"""
+STEP = 40e-6
+SEQUENCE = 12e-6
+"""seconds of Python around the kernels, for a step and for each of its sequences"""
 
 
 class Work(Struct, frozen=True, kw_only=True):
@@ -172,7 +174,7 @@ def prompt_seconds(work: Work, per_parameter: float, format: str, speed: Speed) 
     compute = 2 * work.used * PROMPT / speed.linear[format][256]
     compute += 2 * work.head / speed.linear[format][1]
     attention = work.layers * 2 * PROMPT * PROMPT * work.width / speed.attention
-    return max(read, compute) + attention + calls(work, speed)
+    return max(read, compute) + attention + calls(work, speed, 1)
 
 
 def decode_seconds(
@@ -181,10 +183,9 @@ def decode_seconds(
     """One step of `streams` sequences, one token each, at PROMPT tokens of context."""
     read = (work.active(streams) + work.head) * per_parameter / speed.bandwidth
     compute = 2 * (work.used + work.head) * streams / speed.linear[format][streams]
-    keys = streams * PROMPT * kv / speed.bandwidth
-    products = work.layers * 4 * PROMPT * work.width * streams / speed.attention
-    return max(read, compute) + max(keys, products) + calls(work, speed)
+    keys = streams * PROMPT * kv / min(speed.bandwidth, speed.cache[streams])
+    return max(read, compute) + keys + calls(work, speed, streams)
 
 
-def calls(work: Work, speed: Speed) -> float:
-    return work.layers * CALLS * speed.call + STEP
+def calls(work: Work, speed: Speed, streams: int) -> float:
+    return work.layers * CALLS * speed.call + STEP + streams * SEQUENCE

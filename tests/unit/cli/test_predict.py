@@ -8,6 +8,7 @@ import pytest
 
 from mainspring.cli.predict import (
     CALLS,
+    SEQUENCE,
     STEP,
     Prediction,
     Work,
@@ -38,7 +39,7 @@ MIXTRAL = {
 def speed(**changes: Any) -> Speed:
     rates = {"bf16": {1: 40e9, 16: 200e9, 256: 400e9}, "int8": {1: 80e9, 16: 400e9, 256: 900e9}}
     fields = {"isa": "x", "threads": 2, "bandwidth": 20e9, "linear": rates, "attention": 50e9,
-              "call": 0.0}  # fmt: skip
+              "cache": {1: 10e9, 16: 15e9}, "call": 0.0}  # fmt: skip
     return Speed(**(fields | changes))
 
 
@@ -75,16 +76,19 @@ def test_experts_are_read_as_they_are_chosen() -> None:
 def test_one_stream_is_bound_by_memory() -> None:
     work = Work(layers=1, width=64, table=0, head=0, dense=10**9, expert=0, experts=0, chosen=1)
     kv, bandwidth = 1000, 20e9
-    fast = speed(linear={"bf16": {1: 1e15, 16: 1e15, 256: 1e15}}, attention=1e15)
+    fast = speed(linear={"bf16": {1: 1e15, 16: 1e15, 256: 1e15}}, cache={1: 10e9, 16: 1e15})
     seconds = decode_seconds(work, 2.0, kv, "bf16", fast, 1)
-    assert seconds == pytest.approx(2 * 10**9 / bandwidth + 512 * kv / bandwidth + STEP, rel=1e-4)
+    assert seconds == pytest.approx(2 * 10**9 / bandwidth + 512 * kv / 10e9 + STEP + SEQUENCE)
+    seconds = decode_seconds(work, 2.0, kv, "bf16", fast, 16)
+    keys = 16 * 512 * kv / bandwidth
+    assert seconds == pytest.approx(2 * 10**9 / bandwidth + keys + STEP + 16 * SEQUENCE)
 
 
 def test_a_prompt_is_bound_by_arithmetic() -> None:
     work = Work(layers=2, width=64, table=0, head=10**8, dense=10**9, expert=0, experts=0, chosen=1)
     slow = speed(bandwidth=1e15, call=1e-6)
     expected = 2e9 * 512 / 400e9 + 2e8 / 40e9 + 2 * 2 * 512 * 512 * 64 / 50e9
-    expected += 2 * CALLS * 1e-6 + STEP
+    expected += 2 * CALLS * 1e-6 + STEP + SEQUENCE
     assert prompt_seconds(work, 2.0, "bf16", slow) == pytest.approx(expected)
 
 
@@ -118,7 +122,9 @@ def test_concurrency_follows_the_servers_own_plan() -> None:
 
 def test_the_probe_measures_real_kernels() -> None:
     kernels = load_kernels("reference")
-    measured = measure(kernels, budget=0.02, big=(256, 256), small=(64, 128))
+    measured = measure(
+        kernels, budget=0.02, big=(256, 256), small=(64, 128), tokens=64, layers=2, blocks=16
+    )
     assert measured.isa == "reference"
     assert {*measured.linear} == {*FORMATS}
     for rates in measured.linear.values():
@@ -126,4 +132,6 @@ def test_the_probe_measures_real_kernels() -> None:
         assert all(rate > 0 for rate in rates.values())
     assert measured.bandwidth > 0
     assert measured.attention > 0
+    assert measured.cache[1] > 0
+    assert measured.cache[16] > 0
     assert 0 < measured.call < 0.1
