@@ -55,6 +55,7 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, Tensor] = {}
+        self._last: tuple[str, BinaryIO] | None = None
         with _reading("the checkpoint"):
             if not path.is_dir():
                 raise ModelError(f"{path.name} is not a directory with a checkpoint")
@@ -67,7 +68,8 @@ class Checkpoint:
         """Fill `out`, C-contiguous and of the tensor's dtype (`dtype_of`) and size."""
         tensor = self.tensors[name]
         view = out.reshape(-1).view(np.uint8).data
-        with _reading(tensor.file), self._open(tensor.file) as file:
+        with _reading(tensor.file):
+            file = self._kept(tensor.file)
             file.seek(tensor.start)
             done = 0
             while done < tensor.nbytes:
@@ -75,6 +77,19 @@ class Checkpoint:
                 if not count:
                     raise ModelError(f"{tensor.file} ended inside {name}: copy it again")
                 done += count
+
+    def close(self) -> None:
+        """Close the file that the last `read` left open."""
+        if self._last is not None:
+            self._last[1].close()
+            self._last = None
+
+    def _kept(self, name: str) -> BinaryIO:
+        """The open file, kept for the next tensor: with many experts there are many."""
+        if self._last is None or self._last[0] != name:
+            self.close()
+            self._last = name, self._open(name)
+        return self._last[1]
 
     def dtype_of(self, name: str) -> np.dtype[Any]:
         """float32, float16, or uint16 holding the bits of bfloat16."""

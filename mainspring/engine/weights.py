@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,8 @@ def load_model(
     source = Source(
         fields, plan.sizes, tensors, kernels, format=format, context=context, eos=plan.eos
     )
-    return family.build(source)
+    with closing(checkpoint):
+        return family.build(source)
 
 
 def inspect_checkpoint(path: Path) -> CheckpointInfo:

@@ -160,6 +160,15 @@ def test_shards_load_as_the_whole(path: Path) -> None:
     assert parts.shape == whole.shape
 
 
+def test_no_file_stays_open(path: Path) -> None:
+    shard(path, 3)
+    before = len(os.listdir("/dev/fd"))
+    load_model(path, load_kernels("reference"), format="bf16")
+    with pytest.raises(ModelError):
+        load_model(path, load_kernels("reference"), format="bf16", context=513)
+    assert len(os.listdir("/dev/fd")) == before
+
+
 def test_swapped_shards(path: Path) -> None:
     shard(path, 2)
     (path / "model-0.safetensors").rename(path / "x")
@@ -274,6 +283,7 @@ def test_file_that_shrinks_while_it_is_read(path: Path) -> None:
     out = np.empty(checkpoint.tensors[last].shape, np.float32)
     with pytest.raises(ModelError, match="ended inside"):
         checkpoint.read(last, out)
+    checkpoint.close()
 
 
 def test_types_may_be_mixed_within_a_fused_weight(path: Path) -> None:
@@ -293,6 +303,7 @@ def test_bf16_bits_are_read_as_they_are(path: Path) -> None:
     checkpoint = Checkpoint(path)
     out = np.empty(64, checkpoint.dtype_of("x"))
     checkpoint.read("x", out)
+    checkpoint.close()
     np.testing.assert_array_equal(out, bf16_bits(values))
 
 
