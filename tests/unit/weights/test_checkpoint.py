@@ -162,11 +162,11 @@ def test_shards_load_as_the_whole(path: Path) -> None:
 
 def test_no_file_stays_open(path: Path) -> None:
     shard(path, 3)
-    before = len(os.listdir("/dev/fd"))
+    before = len(list(Path("/dev/fd").iterdir()))
     load_model(path, load_kernels("reference"), format="bf16")
     with pytest.raises(ModelError):
         load_model(path, load_kernels("reference"), format="bf16", context=513)
-    assert len(os.listdir("/dev/fd")) == before
+    assert len(list(Path("/dev/fd").iterdir())) == before
 
 
 def test_swapped_shards(path: Path) -> None:
