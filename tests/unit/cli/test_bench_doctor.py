@@ -25,10 +25,8 @@ def config(tmp_path: Path) -> str:
 @pytest.fixture(autouse=True)
 def short_probe(monkeypatch: pytest.MonkeyPatch) -> None:
     """The real measurement, of smaller matrices: the numpy kernels need seconds for the others."""
-    small = partial(
-        probe.measure, budget=0.02, big=(512, 512), small=(64, 128), tokens=64, layers=2, blocks=16
-    )
-    monkeypatch.setattr(doctor_module, "measure", small)
+    sizes = {"big": (512, 512), "small": (64, 128), "tokens": 64, "layers": 2, "blocks": 16}
+    monkeypatch.setattr(doctor_module, "measure", partial(probe.measure, budget=0.02, **sizes))
 
 
 def test_bench_measures_a_shape_without_weights(run: Run, config: str) -> None:
