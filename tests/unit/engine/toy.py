@@ -123,3 +123,10 @@ def run_one(engine: Engine, tokens: list[int], sampling: Sampling, **add: Any) -
 def prompt(length: int, seed: int = 0) -> list[int]:
     tokens: list[int] = np.random.default_rng(seed).integers(0, EOS, length).tolist()
     return tokens
+
+
+GREEDY = Sampling(temperature=0.0, max_tokens=8, ignore_eos=True)
+
+
+def greedy(count: int) -> Sampling:
+    return Sampling(temperature=0.0, max_tokens=count, ignore_eos=True)
