@@ -9,7 +9,13 @@ from contextlib import closing
 from typing import Any
 
 from mainspring.config import Config
-from mainspring.errors import InternalError, MainspringError, Unauthenticated, Unavailable
+from mainspring.errors import (
+    BadRequest,
+    InternalError,
+    MainspringError,
+    Unauthenticated,
+    Unavailable,
+)
 
 __all__ = ["Client"]
 
@@ -25,6 +31,8 @@ class Client:
         self.port = config.port
         self.timeout = timeout
         self._key = config.api_keys[0] if config.api_keys else ""
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise BadRequest("MAINSPRING_API_KEY holds what no header can carry: check its value")
 
     @property
     def address(self) -> str:
@@ -72,7 +80,10 @@ class Client:
                 ) from error
 
     def _connection(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout)
+        try:
+            return http.client.HTTPConnection(self.host, self.port, timeout=self.timeout)
+        except http.client.InvalidURL as error:
+            raise BadRequest(f"{self.host!r} is not a host: give a name or an address") from error
 
     def _send(
         self,
@@ -94,7 +105,7 @@ class Client:
             if reply.status < 400:
                 return reply
             answer = reply.read(ANSWER_LIMIT)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise Unavailable(
                 f"no server answers at {self.address} ({reason}): start one with `mainspring "

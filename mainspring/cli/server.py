@@ -79,6 +79,8 @@ def stop(model: str, **flags: Any) -> None:
 
     The server goes on with its other models; ctrl-c or SIGTERM ends the server itself.
     """
-    client = Client(config_from(flags))
+    config = config_from(flags)
+    # The server answers when the model's requests have ended, at the latest after its drain time.
+    client = Client(config, timeout=config.drain_seconds + 30)
     client.post("/admin/models/unload", {"model": model})
     click.echo(f"{model} is unloaded")

@@ -108,6 +108,8 @@ class Hub:
         parts = urllib.parse.urlsplit(endpoint)
         if parts.scheme not in {"http", "https"} or not parts.hostname or "@" in parts.netloc:
             raise BadRequest(f"HF_ENDPOINT is {endpoint!r}: write it as https://HOST")
+        if not (token.isascii() and token.isprintable()):
+            raise BadRequest("HF_TOKEN holds what no header can carry: check its value")
         self.endpoint = endpoint.rstrip("/")
         self._token = token
         self._opener = urllib.request.build_opener(_Redirects())

@@ -202,6 +202,20 @@ def test_nobody_at_the_port(run: Run) -> None:
     assert "start one with `mainspring serve`" in ran.err
 
 
+@pytest.mark.parametrize("host", ["..", "no such host", "x" * 300 + ".example"])
+def test_a_host_that_cannot_be(run: Run, host: str) -> None:
+    ran = run("ps", "--host", host)
+    assert (ran.code, ran.err.count("\n")) == (1, 1)
+    assert "no server answers" in ran.err or "is not a host" in ran.err
+
+
+def test_a_key_that_no_header_can_carry(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAINSPRING_API_KEY", "a\r\nX-Evil: 1")
+    ran = run("ps")
+    assert ran.code == 1
+    assert "MAINSPRING_API_KEY holds what no header can carry" in ran.err
+
+
 def test_addresses_that_mean_every_interface_are_reached_on_loopback() -> None:
     assert Client(Config(host="0.0.0.0", port=1)).address == "http://127.0.0.1:1"
     assert Client(Config(host="::", port=1)).address == "http://[::1]:1"

@@ -329,6 +329,11 @@ def test_endpoints_that_cannot_be(endpoint: str) -> None:
         Hub.from_environment({"HF_ENDPOINT": endpoint})
 
 
+def test_a_token_that_no_header_can_carry() -> None:
+    with pytest.raises(BadRequest, match="HF_TOKEN holds"):
+        Hub.from_environment({"HF_TOKEN": "a\nb"})
+
+
 def test_too_little_space_is_said_before_the_weights(
     hub: TestHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
