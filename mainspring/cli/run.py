@@ -16,7 +16,7 @@ from msgspec import Meta, Struct
 
 from mainspring.cli.command import command
 from mainspring.cli.conversation import Conversation
-from mainspring.cli.settings import config_from, setting_options
+from mainspring.cli.settings import client_options, config_from, setting_options
 from mainspring.cli.talk import Options, ServerTalk, Talk, serving
 from mainspring.config import Config, ModelConfig
 from mainspring.errors import BadRequest, MainspringError
@@ -41,7 +41,8 @@ class Generation(Struct):
 @command(
     "run",
     params=[
-        *setting_options(Config, "home", "host", "port"),
+        *setting_options(Config, "home"),
+        *client_options(),
         *setting_options(ModelConfig, *MODEL_FLAGS),
     ],
     examples="""

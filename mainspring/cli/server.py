@@ -9,12 +9,11 @@ import click
 from mainspring.cli.client import Client
 from mainspring.cli.command import command
 from mainspring.cli.render import count, print_json, since, size, table
-from mainspring.cli.settings import config_from, setting_options
-from mainspring.config import Config
+from mainspring.cli.settings import client_options, config_from
 
 __all__ = ["ps", "stop"]
 
-SERVER = setting_options(Config, "host", "port")
+SERVER = client_options()
 
 
 @command(

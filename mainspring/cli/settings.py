@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from mainspring.config import Config, ModelConfig, help_of, load_config
 
-__all__ = ["config_from", "setting_options"]
+__all__ = ["client_options", "config_from", "setting_options"]
 
 NEVER_FLAGS = {"api_keys", "models"}
 """A key would show in the process list; models are the arguments of `serve`."""
@@ -99,6 +99,14 @@ def setting_options(kind: type[Struct], *names: str) -> list[click.Parameter]:
     """Options for the named settings of the table; for all that may be flags without names."""
     wanted = names or tuple(name for name in help_of(kind) if name not in NEVER_FLAGS)
     return [option_of(kind, name) for name in wanted]
+
+
+def client_options() -> list[click.Parameter]:
+    """--host and --port of a server that runs already."""
+    host, port = option_of(Config, "host"), option_of(Config, "port")
+    host.help = "Where the server listens. [default: 127.0.0.1]"
+    port.help = "Its port. [default: 8000]"
+    return [host, port]
 
 
 def config_from(flags: Mapping[str, Any], *, file: str | None = None) -> Config:
