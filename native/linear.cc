@@ -115,13 +115,20 @@ void tile(const typename F::Element* x, const std::byte* w, int steps, const flo
   }
 }
 
+// `lanes` signed bytes.
+inline Int widened(const std::int8_t* p) {
+  using Bytes = std::int8_t __attribute__((vector_size(lanes)));
+  Bytes bytes;
+  std::memcpy(&bytes, p, sizeof bytes);
+  return __builtin_convertvector(bytes, Int);
+}
+
 // A group of int4 weights as int8 weights: (value * multiplier) + 128, computed in bytes modulo 256.
 void widen(const std::byte* group, int depth, std::byte* out) {
   const auto* multipliers = reinterpret_cast<const std::int8_t*>(group + depth * kPanel / 2);
   for (int sub = 0; sub < depth / kSubgroup; ++sub) {
     for (int column = 0; column < kPanel; column += lanes) {
-      Int m;
-      for (int i = 0; i < lanes; ++i) m[i] = multipliers[sub * kPanel + column + i];
+      const Int m = widened(multipliers + sub * kPanel + column);
       // value * m + 128 with value = nibble - 8, for the four bytes of a lane at once: the even
       // bytes as 16-bit products, the odd ones as products of byte * 256.
       using Short = std::int16_t __attribute__((vector_size(sizeof(Int))));
@@ -148,6 +155,31 @@ void widen(const std::byte* group, int depth, std::byte* out) {
   }
 }
 
+// While a group is in use, the one after the next half is fetched, a share with each tile: hardware
+// prefetchers lose the stream while tiles go over a group again and again.
+class Ahead {
+ public:
+  Ahead(const Weight& weight, const std::byte* group)
+      : bytes_(Weight::group_bytes(weight.format, kGroup)),
+        begin_(group + bytes_ + bytes_ / 2),
+        end_(weight.data.data() + weight.data.bytes()) {}
+
+  // The share of rows from .. to - 1 of `rows`.
+  void fetch(int from, int to, int rows) const {
+    constexpr std::int64_t line = 64;
+    const std::byte* last = begin_ + bytes_ * to / rows;
+    if (last > end_) last = end_;
+    for (const std::byte* at = begin_ + bytes_ * from / rows; at < last; at += line) {
+      __builtin_prefetch(at);
+    }
+  }
+
+ private:
+  std::int64_t bytes_;
+  const std::byte* begin_;
+  const std::byte* end_;
+};
+
 template <class F>
 void panel_product(const Rows<typename F::Element>& x, const Weight& weight, std::int64_t panel,
                    std::int64_t first, int rows, float* y) {
@@ -163,7 +195,9 @@ void panel_product(const Rows<typename F::Element>& x, const Weight& weight, std
       widen(w, depth, wide);
       w = wide;
     }
+    const Ahead ahead(weight, weight.group(panel, g));
     for_tiles(rows, [&](int row, int count) {
+      ahead.fetch(row, row + count, rows);
       const std::int64_t at = g * x.count + first + row;
       with_rows(count, [&]<int height>() {
         tile<F, height>(x.values + at * kGroup, w, depth / F::width, x.scales + at, x.offsets + at,
@@ -197,10 +231,16 @@ void product(const Context& context, const float* x, std::int64_t rows, const We
     const int count = int(rows - first < kRows ? rows - first : kRows);
     panel_product<F>(prepared.view, weight, panel, first, count, y);
   };
-  if (panels >= 2 * context.pool.threads()) {
-    // A thread keeps a panel in its second-level cache while all rows pass.
-    parallel(context.pool, panels, [&](std::int64_t panel, int) {
-      for (std::int64_t index = 0; index < pieces; ++index) piece(panel, index);
+  const int threads = context.pool.threads();
+  if (panels >= 2 * threads) {
+    // Neighbouring panels to one thread, so that what it fetches ahead is its own; all rows pass
+    // while a panel is in its second-level cache.
+    const std::int64_t run = panels / (4 * threads) > 0 ? panels / (4 * threads) : 1;
+    parallel(context.pool, (panels + run - 1) / run, [&](std::int64_t part, int) {
+      const std::int64_t end = (part + 1) * run < panels ? (part + 1) * run : panels;
+      for (std::int64_t panel = part * run; panel < end; ++panel) {
+        for (std::int64_t index = 0; index < pieces; ++index) piece(panel, index);
+      }
     });
   } else {
     parallel(context.pool, panels * pieces,
