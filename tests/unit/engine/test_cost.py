@@ -125,6 +125,29 @@ def test_coefficients_are_never_negative() -> None:
     assert cost.predict(mixed_step(rng)) >= 0
 
 
+def test_on_a_noisy_machine_steps_still_fit_their_budget() -> None:
+    rng = random.Random(8)
+    cost = CostModel(SHAPE)
+    lengths, computed = [], 0
+    for step in range(3000):
+        drawn = 1 + step // 100 % 12
+        context = drawn * rng.randint(100, 3000)
+        base = cost.predict(StepSize(drawn, 0, context))
+        count = 0
+        if step % 50 < 30:
+            count = max(8, cost.fitting(0.05 - base, computed))
+            computed = (computed + count) % 6000
+        size = StepSize(drawn, count, context + attended(count, computed))
+        exact = FIXED + DECODE * drawn + TOKEN * count + ATTENTION * size.attended
+        if step > 50 and count:
+            lengths.append(exact)
+        spike = 10 * rng.random() if rng.random() < 0.02 else 0
+        cost.observe(size, exact * (1 + rng.expovariate(1 / 0.3) + spike))
+    lengths.sort()
+    assert lengths[len(lengths) * 99 // 100] < 0.055
+    assert lengths[-1] < 0.2
+
+
 @pytest.mark.parametrize("computed", [0, 1000, 100_000])
 @pytest.mark.parametrize("limit", [0.001, 0.05, 1.0])
 def test_fitting_is_the_inverse_of_prefill(computed: int, limit: float) -> None:
