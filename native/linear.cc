@@ -115,14 +115,6 @@ void tile(const typename F::Element* x, const std::byte* w, int steps, const flo
   }
 }
 
-// `lanes` signed bytes.
-inline Int widened(const std::int8_t* p) {
-  using Bytes = std::int8_t __attribute__((vector_size(lanes)));
-  Bytes bytes;
-  std::memcpy(&bytes, p, sizeof bytes);
-  return __builtin_convertvector(bytes, Int);
-}
-
 // A group of int4 weights as int8 weights: (value * multiplier) + 128, computed in bytes modulo 256.
 void widen(const std::byte* group, int depth, std::byte* out) {
   const auto* multipliers = reinterpret_cast<const std::int8_t*>(group + depth * kPanel / 2);
@@ -145,7 +137,7 @@ void widen(const std::byte* group, int depth, std::byte* out) {
           const Int nibbles = (half == 0 ? packed : packed >> 4) & 0x0f0f0f0f;
           const Short even = bits_as<Short>(nibbles & 0x000f000f) * factor;
           const Short odd = bits_as<Short>(nibbles & 0x0f000f00) * factor;
-          const Int product = (bits_as<Int>(even) & 0x00ff00ff) | (bits_as<Int>(odd) & std::int32_t(0xff00ff00));
+          const Int product = (bits_as<Int>(even) & 0x00ff00ff) | bits_as<Int>(odd);
           const Bytes value = bits_as<Bytes>(product) + offset;
           store(reinterpret_cast<std::int32_t*>(to + (2 * step + half) * kStride),
                 bits_as<Int>(value));

@@ -21,6 +21,9 @@ inline Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
 inline Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
 inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
 inline Int round_even(Float v) { return Int(_mm256_cvtps_epi32(v)); }
+inline Int widened(const std::int8_t* p) {
+  return Int(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
 
 // All bits of a lane or none, and what is done where they are set.
 using Mask = Int;

@@ -21,6 +21,9 @@ inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
 inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
 inline Int round_even(Float v) { return Int(_mm512_cvtps_epi32(v)); }
+inline Int widened(const std::int8_t* p) {
+  return Int(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
 
 // One bit a lane, and what is done where it is set.
 using Mask = __mmask16;

@@ -35,6 +35,7 @@ inline Float min(Float a, Float b) { return choose(a < b, a, b); }
 
 // Adding 1.5 * 2^23 leaves the integer, rounded to even, in the low bits. |v| < 2^22.
 inline Int round_even(Float v) { return Int(v + 12582912.0f) - 0x4b400000; }
+inline Int widened(const std::int8_t* p) { return Int{p[0], p[1], p[2], p[3]}; }
 
 // All bits of a lane or none, and what is done where they are set.
 using Mask = Int;
