@@ -78,6 +78,22 @@ void prepare(const Context& context, const float* x, const Weight& weight,
   });
 }
 
+// sums += integers * (scale of the column * scale of the row): the one place where integers of a
+// group become floats, so that every way to get the integers gives the same bits.
+template <int rows>
+inline void add_scaled(const Int (&t)[rows][tile_vecs], const float* x_scales,
+                       const float* w_scales, float* sums) {
+  MAINSPRING_UNROLL
+  for (int r = 0; r < rows; ++r) {
+    MAINSPRING_UNROLL
+    for (int v = 0; v < tile_vecs; ++v) {
+      float* sum = sums + r * kPanel + v * lanes;
+      const Float scale = load(w_scales + v * lanes) * broadcast(x_scales[r]);
+      store(sum, fma(to_float(t[r][v]), scale, load(sum)));
+    }
+  }
+}
+
 // One group's contribution to the sums [rows][kPanel] of a tile.
 template <class F, int rows>
 void tile(const typename F::Element* x, const std::byte* w, int steps, const float* x_scales,
@@ -99,18 +115,14 @@ void tile(const typename F::Element* x, const std::byte* w, int steps, const flo
       }
     }
     multiply<F, rows, vecs>(x, kGroup, columns, steps, t);
-    MAINSPRING_UNROLL
-    for (int r = 0; r < rows; ++r) {
+    if constexpr (F::width < 4) {
       MAINSPRING_UNROLL
-      for (int v = 0; v < vecs; ++v) {
-        float* sum = sums + r * kPanel + column + v * lanes;
-        if constexpr (F::width < 4) {
-          store(sum, t[r][v]);
-        } else {
-          const Float scale = load(w_scales + column + v * lanes) * broadcast(x_scales[r]);
-          store(sum, fma(to_float(t[r][v]), scale, load(sum)));
-        }
+      for (int r = 0; r < rows; ++r) {
+        MAINSPRING_UNROLL
+        for (int v = 0; v < vecs; ++v) store(sums + r * kPanel + column + v * lanes, t[r][v]);
       }
+    } else {
+      add_scaled<rows>(t, x_scales, w_scales + column, sums + column);
     }
   }
 }
@@ -172,6 +184,48 @@ class Ahead {
   const std::byte* end_;
 };
 
+// The same for one or two rows of int4, straight from the packed halves of bytes: for so few rows
+// writing out int8 weights costs more than it saves. Integers, so the sums are the same.
+template <int rows>
+void narrow_tile(const Int8::Element* x, const std::byte* group, int depth, const float* x_scales,
+                 const float* w_scales, float* sums) {
+  const auto* multipliers = reinterpret_cast<const std::int8_t*>(group + depth * kPanel / 2);
+  constexpr int vecs = tile_vecs;
+  for (int column = 0; column < kPanel; column += vecs * lanes) {
+    Int t[rows][vecs] = {};
+    for (int sub = 0; sub < depth / kSubgroup; ++sub) {
+      Int products[rows][vecs] = {}, eights[rows] = {};
+      const std::byte* w = group + (sub * 4 * kPanel + column) * 4;
+      const Int8::Element* from = x + sub * kSubgroup;
+      for (int step = 0; step < 4; ++step, w += kStride, from += 8) {
+        Int8::Activation low[rows], high[rows];
+        for (int r = 0; r < rows; ++r) {
+          low[r] = Int8::activation(from + r * kGroup);
+          high[r] = Int8::activation(from + r * kGroup + 4);
+          eights[r] = Int8::dot(low[r], Int8::split(broadcast(0x08080808)), eights[r]);
+          eights[r] = Int8::dot(high[r], Int8::split(broadcast(0x08080808)), eights[r]);
+        }
+        MAINSPRING_UNROLL
+        for (int v = 0; v < vecs; ++v) {
+          const Int packed = load(reinterpret_cast<const std::int32_t*>(w) + v * lanes);
+          const auto lower = Int8::split(packed & 0x0f0f0f0f);
+          const auto upper = Int8::split((packed >> 4) & 0x0f0f0f0f);
+          MAINSPRING_UNROLL
+          for (int r = 0; r < rows; ++r) {
+            products[r][v] = Int8::dot(low[r], lower, products[r][v]);
+            products[r][v] = Int8::dot(high[r], upper, products[r][v]);
+          }
+        }
+      }
+      for (int v = 0; v < vecs; ++v) {
+        const Int m = widened(multipliers + sub * kPanel + column + v * lanes);
+        for (int r = 0; r < rows; ++r) t[r][v] += (products[r][v] - eights[r]) * m;
+      }
+    }
+    add_scaled<rows>(t, x_scales, w_scales + column, sums + column);
+  }
+}
+
 template <class F>
 void panel_product(const Rows<typename F::Element>& x, const Weight& weight, std::int64_t panel,
                    std::int64_t first, int rows, float* y) {
@@ -183,11 +237,20 @@ void panel_product(const Rows<typename F::Element>& x, const Weight& weight, std
     const std::byte* w = weight.group(panel, g);
     const auto* w_scales = reinterpret_cast<const float*>(
         w + Weight::group_bytes(weight.format, depth) - 4 * kPanel);
-    if (weight.format == Format::int4) {
-      widen(w, depth, wide);
-      w = wide;
-    }
     const Ahead ahead(weight, weight.group(panel, g));
+    if constexpr (F::width == 4) {
+      if (weight.format == Format::int4 && rows <= 2) {
+        const std::int64_t at = g * x.count + first;
+        const auto narrow = rows == 1 ? &narrow_tile<1> : &narrow_tile<2>;
+        ahead.fetch(0, rows, rows);
+        narrow(x.values + at * kGroup, w, depth, x.scales + at, w_scales, sums);
+        continue;
+      }
+      if (weight.format == Format::int4) {
+        widen(w, depth, wide);
+        w = wide;
+      }
+    }
     for_tiles(rows, [&](int row, int count) {
       ahead.fetch(row, row + count, rows);
       const std::int64_t at = g * x.count + first + row;

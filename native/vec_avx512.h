@@ -78,6 +78,7 @@ struct Int8 {
   static constexpr int width = 4;
 
   static Weights weights(const std::byte* p) { return Int(_mm512_loadu_si512(p)); }
+  static Weights split(Int quads) { return quads; }
   static Activation activation(const Element* p) {
     std::int32_t quad;
     __builtin_memcpy(&quad, p, sizeof quad);

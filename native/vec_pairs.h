@@ -47,10 +47,9 @@ struct Int8 {
   static constexpr int width = 4;
 
   static Weights weights(const std::byte* p) {
-    using Unsigned = std::uint32_t __attribute__((vector_size(sizeof(Int))));
-    const Int quad = Int(*reinterpret_cast<const Packed*>(p));
-    return {quad & 0x00ff00ff, Int(Unsigned(quad) >> 8) & 0x00ff00ff};
+    return split(Int(*reinterpret_cast<const Packed*>(p)));
   }
+  static Weights split(Int quads) { return {quads & 0x00ff00ff, (quads >> 8) & 0x00ff00ff}; }
   static Activation activation(const Element* p) {
     std::int32_t even, odd;
     __builtin_memcpy(&even, p, sizeof even);
