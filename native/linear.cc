@@ -184,8 +184,8 @@ class Ahead {
   const std::byte* end_;
 };
 
-// The same for one or two rows of int4, straight from the packed halves of bytes: for so few rows
-// writing out int8 weights costs more than it saves. Integers, so the sums are the same.
+// The same for few rows of int4, straight from the packed halves of bytes. Integers, so the
+// sums are the same.
 template <int rows>
 void narrow_tile(const Int8::Element* x, const std::byte* group, int depth, const float* x_scales,
                  const float* w_scales, float* sums) {
@@ -239,11 +239,14 @@ void panel_product(const Rows<typename F::Element>& x, const Weight& weight, std
         w + Weight::group_bytes(weight.format, depth) - 4 * kPanel);
     const Ahead ahead(weight, weight.group(panel, g));
     if constexpr (F::width == 4) {
-      if (weight.format == Format::int4 && rows <= 2) {
+      if (weight.format == Format::int4 && rows <= narrow_rows) {
         const std::int64_t at = g * x.count + first;
-        const auto narrow = rows == 1 ? &narrow_tile<1> : &narrow_tile<2>;
         ahead.fetch(0, rows, rows);
-        narrow(x.values + at * kGroup, w, depth, x.scales + at, w_scales, sums);
+        with_rows(rows, [&]<int height>() {
+          if constexpr (height <= narrow_rows) {
+            narrow_tile<height>(x.values + at * kGroup, w, depth, x.scales + at, w_scales, sums);
+          }
+        });
         continue;
       }
       if (weight.format == Format::int4) {

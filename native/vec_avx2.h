@@ -15,6 +15,8 @@ using Packed = std::int32_t __attribute__((vector_size(32), aligned(4), may_alia
 // Registers: 8 accumulators, 4 halves of weights, 2 of activations of 16.
 inline constexpr int tile_rows = 4;
 inline constexpr int tile_vecs = 2;
+// Up to so many rows, writing out int4 weights as int8 costs more than it saves.
+inline constexpr int narrow_rows = 1;
 
 inline Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
 // If either is NaN, the second.

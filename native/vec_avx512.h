@@ -15,6 +15,8 @@ using Packed = std::int32_t __attribute__((vector_size(64), aligned(4), may_alia
 // Registers: 24 accumulators, 4 weights, 1 activation of 32.
 inline constexpr int tile_rows = 6;
 inline constexpr int tile_vecs = 4;
+// Up to so many rows, writing out int4 weights as int8 costs more than it saves.
+inline constexpr int narrow_rows = 4;
 
 inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 // If either is NaN, the second.

@@ -17,6 +17,8 @@ using Packed = std::int32_t __attribute__((vector_size(16), aligned(4), may_alia
 
 inline constexpr int tile_rows = 4;
 inline constexpr int tile_vecs = 2;
+// Up to so many rows, writing out int4 weights as int8 costs more than it saves.
+inline constexpr int narrow_rows = 1;
 
 #if defined(__aarch64__)
 inline Float fma(Float a, Float b, Float c) {
