@@ -251,13 +251,14 @@ class Supervisor:
             flight.crashes += 1
             if flight.crashes >= POISON:
                 self._end(flight, WorkerLost(f"the worker crashed {POISON} times on this request"))
+        if not self._started.done() and self.restarts >= CRASHES:
+            text = f"the worker of {self.name} crashed {CRASHES} times while loading: {why}"
+            self._started.set_exception(WorkerLost(text))
+            return False
         if len(self._crashes) >= CRASHES:
             self._lost = True
-            error = WorkerLost(f"the worker of {self.name} crashed {CRASHES} times in a minute")
-            self._fail_all(error)
-            if not self._started.done():
-                self._started.set_exception(error)
-                return False
+            text = f"the worker of {self.name} crashed {CRASHES} times in a minute"
+            self._fail_all(WorkerLost(text))
         return True
 
     def _pause(self) -> float:

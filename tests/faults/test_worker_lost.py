@@ -10,9 +10,12 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 
 from mainspring.errors import MainspringError, Unavailable, WorkerLost
 from mainspring.runtimes.llm import LLMRuntime
@@ -28,6 +31,7 @@ from tests.faults.streams import (
     until,
 )
 
+Run = Callable[[Coroutine[Any, Any, None]], None]
 GREEDY = Sampling(temperature=0, max_tokens=60, logprobs=2, ignore_eos=True)
 SAMPLED = Sampling(temperature=0.9, top_p=0.95, max_tokens=60, logprobs=2, ignore_eos=True)
 PENALISED = Sampling(
@@ -45,8 +49,10 @@ def mixed() -> list:
     ]
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_killed_worker_loses_and_doubles_no_token(checkpoint: Path, seed: int) -> None:
+@pytest.mark.parametrize(("seed", "run"), [(1, asyncio.run), (2, uvloop.run)])
+def test_a_killed_worker_loses_and_doubles_no_token(checkpoint: Path, seed: int, run: Run) -> None:
+    """On either event loop."""
+
     async def main() -> None:
         rng = random.Random(seed)
         async with runtime(checkpoint) as served:
@@ -57,7 +63,7 @@ def test_a_killed_worker_loses_and_doubles_no_token(checkpoint: Path, seed: int)
             for ours, theirs in zip(disturbed, undisturbed, strict=True):
                 same(ours, theirs)
 
-    asyncio.run(main())
+    run(main())
 
 
 def test_the_timeline_tells_of_the_replay(checkpoint: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 
 from mainspring.config import ModelConfig
 from mainspring.errors import (
@@ -35,13 +36,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def serving(checkpoint: Path, test: Callable[[LLMRuntime], Awaitable[None]], **more: Any) -> None:
-    config = more.pop("config", None)
+    config, run = more.pop("config", None), more.pop("run", asyncio.run)
 
     async def main() -> None:
         async with runtime(checkpoint, config, **more) as served:
             await test(served)
 
-    asyncio.run(main())
+    run(main())
 
 
 async def error_of(chunks: AsyncGenerator[Chunk, None]) -> MainspringError:
@@ -58,7 +59,8 @@ def idle(served: LLMRuntime) -> bool:
 # Answers ------------------------------------------------------------------------------------------
 
 
-def test_answers(checkpoint: Path) -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_answers(checkpoint: Path, run: Callable[..., None]) -> None:
     """One runtime, many requests; each block is one property of the answer."""
 
     async def test(served: LLMRuntime) -> None:
@@ -102,7 +104,7 @@ def test_answers(checkpoint: Path) -> None:
         await _stops(served)
         await until(lambda: idle(served))
 
-    serving(checkpoint, test)
+    serving(checkpoint, test, run=run)
 
 
 def _with_prompts(one: Any, *prompts: Any) -> Any:
@@ -146,7 +148,8 @@ async def _stops(served: LLMRuntime) -> None:
     assert ended.ends[0] == (Finish.STOP, last) and text.startswith(ended.texts[0])
 
 
-def test_chat(checkpoint: Path) -> None:
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_chat(checkpoint: Path, run: Callable[..., None]) -> None:
     async def test(served: LLMRuntime) -> None:
         def chat(content: str, **more: Any) -> Any:
             messages = (Message("user", content),)
@@ -166,7 +169,7 @@ def test_chat(checkpoint: Path) -> None:
         error = await error_of(served.run(chat("hi", template_variables={"x": 1})))
         assert isinstance(error, BadRequest) and error.param == "chat_template_kwargs"
 
-    serving(checkpoint, test)
+    serving(checkpoint, test, run=run)
 
 
 def test_template_variables_where_they_are_allowed(tmp_path: Path) -> None:
