@@ -279,6 +279,12 @@ class Connection(asyncio.Protocol):
         self._reset()
         self._arm(self._limits.idle_seconds, self._end)
 
+    @property
+    def idle(self) -> bool:
+        """No byte of a request is here, no response under way."""
+        answering = self._exchange is not None and not self._exchange.complete
+        return not (answering or self._head_bytes or self._ending)
+
     def shut(self) -> None:
         """Close now if idle, else after the response that is under way."""
         if self._exchange is None or self._exchange.complete:

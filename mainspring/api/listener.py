@@ -50,7 +50,8 @@ class Listener:
         self.limits = limits
         self._listening = listening
         self._room = connections
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}
+        """Oldest first"""
         self._empty = asyncio.Event()
         self._server: asyncio.Server | None = None
 
@@ -72,15 +73,24 @@ class Listener:
         )
 
     def opened(self, connection: Connection) -> bool:
-        if len(self._connections) >= self._room:
+        if len(self._connections) >= self._room and not self._make_room():
             return False
-        self._connections.add(connection)
+        self._connections[connection] = None
         self._empty.clear()
         return True
 
     def closed(self, connection: Connection) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         self._check_empty()
+
+    def _make_room(self) -> bool:
+        """End the oldest connection that waits between requests: an idle crowd keeps nobody out."""
+        for connection in self._connections:
+            if connection.idle:
+                connection.abort()
+                del self._connections[connection]
+                return True
+        return False
 
     def _check_empty(self) -> None:
         if not self._connections:

@@ -137,6 +137,7 @@ class Metrics:
             name: Histogram(name, text, LABELS, buckets=buckets, registry=self._registry)
             for name, text, buckets in HISTOGRAMS
         }
+        self._children: dict[str, dict[str, Histogram]] = {}
         self._success = Counter(
             "vllm:request_success",
             "Requests that reached an engine, by how they ended.",
@@ -164,12 +165,22 @@ class Metrics:
             self._rejections.labels(record.model, ENGINE, record.code).inc()
             return
         self._success.labels(record.model, ENGINE, record.outcome).inc()
+        histograms = self._of(record.model)
         for name, value in _values(record):
-            self._histograms[name].labels(record.model, ENGINE).observe(value)
+            histograms[name].observe(value)
         for name in ("vllm:inter_token_latency_seconds", "mainspring_token_gap_seconds"):
-            histogram = self._histograms[name].labels(record.model, ENGINE)
             for gap in record.gaps:
-                histogram.observe(gap)
+                histograms[name].observe(gap)
+
+    def _of(self, model: str) -> dict[str, Histogram]:
+        # Looking a child up by its labels costs as much as counting in it.
+        children = self._children.get(model)
+        if children is None:
+            children = self._children[model] = {
+                name: histogram.labels(model, ENGINE)
+                for name, histogram in self._histograms.items()
+            }
+        return children
 
     def add_http(self, handler: str, method: str, status: int) -> None:
         self._http.labels(handler, method, f"{status // 100}xx").inc()

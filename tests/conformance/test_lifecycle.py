@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,7 +18,7 @@ import httpx
 import openai
 import pytest
 
-from tests.conformance.conftest import Server, start, stop
+from tests.conformance.conftest import ROOT, Server, start, stop
 from tests.tiny import tiny_checkpoint
 
 SECRET = "sesame-open-4711"
@@ -229,3 +231,56 @@ def test_alive_before_ready(checkpoint: Path, server: Server) -> None:
     assert server.seconds < 5
     assert httpx.get(f"{server.address}/health/live").json() == {"status": "live"}
     assert httpx.get(f"{server.address}/health/ready").json() == {"status": "ready"}
+
+
+def command(*models: str, port: int, **settings: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mainspring.cli", "serve", *models, "--port", str(port)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "MAINSPRING_ISA": "reference", **settings},
+    )
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_a_signal_while_loading(checkpoint: Path) -> None:
+    port = free_port()
+    with command(f"tiny={checkpoint}", port=port) as process:
+        while True:
+            try:
+                httpx.get(f"http://127.0.0.1:{port}/health/live")
+                break
+            except httpx.ConnectError:
+                assert process.poll() is None
+                time.sleep(0.002)
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"MAINSPRING_HOST": "0.0.0.0"}, "MAINSPRING_API_KEY"),
+        ({"MAINSPRING_KV_MEMORY": str(1 << 60)}, "GiB"),
+        ({}, "choose another with --port"),
+    ],
+)
+def test_what_prevents_a_start_is_said_in_one_line(
+    checkpoint: Path, settings: dict[str, str], words: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = free_port() if settings else taken.getsockname()[1]
+        with command(f"tiny={checkpoint}", port=port, **settings) as process:
+            out, err = process.communicate(timeout=30)
+    assert process.returncode not in {0, None}
+    assert out == ""
+    assert words in err.splitlines()[-1]
+    assert "Traceback" not in err

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -257,6 +258,47 @@ def test_connections_are_counted(tmp_path: Path) -> None:
         assert server.call("GET", "/health/live").status == 200
         for client in held:
             client.close()
+
+
+def test_idle_connections_make_room(tmp_path: Path) -> None:
+    with running(tmp_path, connection_limit=3) as server:
+        idle = [server.connect() for _ in range(3)]
+        until_full(server, 3)
+        assert server.call("GET", "/health/live").status == 200
+        assert idle[0].recv(1) == b""
+        for client in idle:
+            client.close()
+
+
+def test_a_request_in_single_bytes(server: Running) -> None:
+    with server.connect() as client:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for byte in POST + LENGTH + b"Connection: close\r\n\r\n" + BODY:
+            client.sendall(bytes([byte]))
+        assert Reply.of(read_all(client)).status == 200
+
+
+def test_mutilated_requests_never_end_the_server(server: Running) -> None:
+    random = Random(7)
+    whole = POST + JSON + LENGTH + b"Connection: close\r\n\r\n" + BODY
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(random.randint(1, 6)):
+            place = random.randrange(len(data))
+            match random.randrange(3):
+                case 0:
+                    data[place] = random.randrange(256)
+                case 1:
+                    del data[place : place + random.randint(1, 9)]
+                case _:
+                    data[place:place] = random.choice((b"\r\n", b"\0", b":", b"\n", b"0", b" "))
+        with server.connect() as client:
+            client.sendall(data)
+            client.shutdown(socket.SHUT_WR)
+            answer = read_all(client)
+        assert not answer or int(answer[9:12]) in {200, *range(400, 432), 501}
+    assert server.call("GET", "/health/live").status == 200
+    until_full(server, 0)
 
 
 def until_full(server: Running, count: int) -> None:
