@@ -107,7 +107,8 @@ def print_results(model: str, load: Load, results: list[Measured]) -> None:
     table(head, rows, right=range(1, 7))
     click.echo(
         "\nTokens a second. STREAMS counts from the first prompt's arrival to the last token, ALL "
-        "RUNNING from when\nevery stream had its first token."
+        "RUNNING only steps\nin which every stream got a token. The batch has no step budget; "
+        "a server has one."
     )
 
 

@@ -49,10 +49,12 @@ class Measured(Struct, frozen=True, kw_only=True):
     batch_tokens_per_second: float
     """output of `Load.sequences` streams together, their prompts' time included"""
     batch_decode_tokens_per_second: float
-    """the same, counted from when every stream had its first token"""
+    """of steps in which every stream got a token and no prompt was computed; 0: there were none"""
     batch_seconds: float
 
 
+UNHURRIED = 3600.0
+"""seconds a step may take: the batch is offline work, nobody watches a stream"""
 PROMPTS = 2
 """times a prompt is measured; the better counts"""
 Tell = Callable[[str, int, int], None]
@@ -111,7 +113,12 @@ class Bench:
         length = max(load.prompt + load.output, 2 * WARM_UP)
         blocks = load.sequences * (-(-length // BLOCK) + 1)
         # Random tokens share no beginnings; without the prefix cache no run helps the next.
-        config = EngineConfig(blocks=blocks, max_running=load.sequences, prefix_cache=False)
+        config = EngineConfig(
+            blocks=blocks,
+            max_running=load.sequences,
+            step_seconds=UNHURRIED,
+            prefix_cache=False,
+        )
         self.engine = Engine(model, kernels, config)
         self.random = np.random.default_rng(load.seed)
 
@@ -121,20 +128,18 @@ class Bench:
         for i in range(sequences):
             tokens = self.random.integers(self.vocabulary, size=prompt).tolist()
             self.engine.add(f"{what} {i}", tokens, sampling)
-        counts: dict[str, int] = {}
-        done, first, all_running = 0, 0.0, (0.0, 0)
-        start = time.perf_counter()
+        done, first, full_tokens, full_seconds = 0, 0.0, 0, 0.0
+        start = now = time.perf_counter()
         while self.engine.has_work:
+            before, full = now, False
             for answer in self.engine.step():
                 if answer.error is not None:
                     raise InternalError(f"{what} failed: {answer.error[1]}: report it, please")
-                counts[answer.id] = counts.get(answer.id, 0) + len(answer.tokens)
                 done += len(answer.tokens)
-            now = time.perf_counter() - start
-            first = first or (now if done else 0.0)
-            if len(counts) == sequences and not all_running[1]:
-                all_running = (now, done)
+                full = answer.times[0].batch == sequences and not answer.times[0].prefill
+            now = time.perf_counter()
+            first = first or (now - start if done else 0.0)
+            if full:
+                full_tokens, full_seconds = full_tokens + sequences, full_seconds + now - before
             self.tell(what, done, sequences * output)
-        end = time.perf_counter() - start
-        rest = end - all_running[0]
-        return Times(first, end, (done - all_running[1]) / rest if rest > 0 else 0.0)
+        return Times(first, now - start, full_tokens / full_seconds if full_seconds else 0.0)
