@@ -62,8 +62,7 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         shape = model.shape
-        self.progress = 0
-        """Grows with each piece of work inside a step; another thread may read it."""
+        self._model = model
         self._shape = shape
         self._eos = tuple(token for token in shape.eos if 0 <= token < shape.vocabulary)
         self._config = config
@@ -86,6 +85,11 @@ class Engine:
         self._output_tokens = 0
 
     # Requests -----------------------------------------------------------------------------------
+
+    @property
+    def progress(self) -> int:
+        """Grows with each layer of each step; another thread may read it while `step` runs."""
+        return self._steps + self._model.progress
 
     def add(
         self,
@@ -217,9 +221,7 @@ class Engine:
         self._steps += 1
         work = self._scheduler.schedule(began, self._steps)
         batch = self._runner.batch(work)
-        self.progress += 1
         logits = self._runner.run(batch)
-        self.progress += 1
         draws = self._draw(work, logits)
         now = self._clock()
         prefill = sum(count for sequence, count in work if is_prefill(sequence, count))
@@ -230,7 +232,6 @@ class Engine:
             if (output := self._commit(sequence, count, draw, moment)) is not None
         ]
         self._cost.observe(self._runner.size(batch), self._clock() - began)
-        self.progress += 1
         return outputs
 
     def _draw(self, work: list[Work], logits: Array) -> list[Draw | None]:

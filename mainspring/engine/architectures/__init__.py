@@ -55,10 +55,15 @@ class ModelShape:
 
 
 class Architecture(Protocol):
-    """One loaded model. Its only state is its weights."""
+    """One loaded model. Its only state is its weights, and how far it is."""
 
     @property
     def shape(self) -> ModelShape: ...
+
+    @property
+    def progress(self) -> int:
+        """Layers computed so far, in all steps; another thread may look while `forward` runs."""
+        ...
 
     def forward(self, batch: Batch, cache: Cache) -> Array:
         """Compute the batch's tokens, storing their keys and values in `cache`.

@@ -34,6 +34,7 @@ class Decoder:
         it is not simply `model.norm.weight`.
         """
         sizes = source.sizes
+        self.progress = 0
         self.kernels = source.kernels
         self.eps = sizes.eps
         self.ropes = tuple(ropes)
@@ -70,6 +71,7 @@ class Decoder:
         y = None
         for block in self.blocks:
             y = block(x, y, batch, cache)
+            self.progress += 1
         assert y is not None, "a decoder has at least one block"
         last = k.rms_norm(x[rows], self.norm, self.eps, add=y[rows])
         logits = k.linear(last, self.head)

@@ -39,6 +39,7 @@ class Toy:
         self._out = [weight(HIDDEN, HEADS * HEAD, 2.0) for _ in range(LAYERS)]
         self._head = weight(VOCABULARY, HIDDEN, 3.0)
         self.forwards = 0
+        self.progress = 0
         self.clock: Clock | None = None
         self.shape = ModelShape(
             family="toy",
@@ -73,6 +74,7 @@ class Toy:
                 scale=HEAD**-0.5,
             )
             x = x + self._kernels.linear(mixed, self._out[layer])
+            self.progress += 1
         return self._kernels.linear(x[batch.logit_rows], self._head)
 
 
