@@ -284,3 +284,16 @@ def test_what_prevents_a_start_is_said_in_one_line(
     assert out == ""
     assert words in err.splitlines()[-1]
     assert "Traceback" not in err
+
+
+def test_streams_that_outlast_the_drain_end_with_an_error(checkpoint: Path, tmp_path: Path) -> None:
+    model = tiny_checkpoint(tmp_path / "long", max_position_embeddings=8192)
+    settings = {"MAINSPRING_DRAIN_SECONDS": "0.1"}
+    with live([f"tiny={model}"], tmp_path, **settings) as server, client_of(server) as client:
+        stream = client.completions.create(stream=True, **LONG | {"max_tokens": 8000})
+        next(stream)
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError) as caught:
+            list(stream)
+        assert caught.value.code == "unavailable"
+        assert server.process.wait(10) == 0
