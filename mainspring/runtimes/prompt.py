@@ -59,7 +59,8 @@ class Prompts:
         return Guarded(guard(fields), given, guard.mark)
 
     def chat(self, text: str, mark: str) -> Prompt:
-        """The prompt of a rendered conversation."""
+        """The prompt of a rendered conversation. Raises ContextLength."""
+        self._check_slices(text)
         return Prompt(tuple(self.tokenizer.encode_guarded(text, mark)))
 
     def complete(self, prompt: str | Sequence[int], *, echo: bool) -> Prompt:
@@ -69,6 +70,7 @@ class Prompts:
         """
         if isinstance(prompt, str):
             self._check_bytes(_bytes(prompt))
+            self._check_slices(prompt)
             return Prompt(tuple(self.tokenizer.encode(prompt)), prompt if echo else "")
         self._check_ids(prompt)
         return Prompt(tuple(prompt), self.tokenizer.decode(prompt) if echo else "")
@@ -98,6 +100,15 @@ class Prompts:
             raise ContextLength(
                 f"the prompt has {count} bytes; the context of {self._name} is {self._context} "
                 f"tokens, which hold {most} bytes at the very most",
+                param="prompt",
+            )
+
+    def _check_slices(self, text: str) -> None:
+        """Refuse a text that is too long before reading all of it at once."""
+        if self.tokenizer.exceeds(text, self._context):
+            raise ContextLength(
+                f"the prompt has more than {self._context} tokens in {len(text)} characters; the "
+                f"context of {self._name} is {self._context}",
                 param="prompt",
             )
 

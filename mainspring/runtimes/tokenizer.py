@@ -32,6 +32,8 @@ __all__ = ["Guard", "SpecialTokens", "Tokenizer"]
 FILE = "tokenizer.json"
 FILE_LIMIT = 128 << 20
 PRIVATE = (range(0xE100, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+SLICE, SEAM = 1 << 16, 16
+"""characters read at a time; tokens that cutting a text in two may add, and more"""
 SAMPLES = 256
 HOLES = 1024
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>").fullmatch
@@ -148,6 +150,20 @@ class Tokenizer:
             plain = self._encode(text, False)
             return plain if plain and plain[0] == ids[0] else ids
         return ids
+
+    def exceeds(self, text: str, tokens: int) -> bool:
+        """Whether a long text has more than `tokens` tokens, as far as its slices tell.
+
+        Reading takes a hundred times a text's size; this finds out with a slice at a time.
+        """
+        if len(text) <= SLICE:
+            return False
+        count = 0
+        for start in range(0, len(text), SLICE):
+            count += len(self._encode(text[start : start + SLICE], False)) - SEAM
+            if count > tokens:
+                return True
+        return False
 
     def encode_guarded(self, text: str, mark: str) -> list[int]:
         """The ids of a rendered template: special tokens broken by `mark` are read as text."""
