@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -20,6 +21,7 @@ from mainspring.types import Chunk
 __all__ = ["Inference"]
 
 NAMES_SHOWN = 20
+QUIET_SECONDS = 10.0
 
 
 class Inference:
@@ -97,12 +99,19 @@ class Inference:
     async def _stream(
         self, call: Call, ask: openai.Ask, chunks: AsyncGenerator[Chunk, None]
     ) -> None:
-        """The status line waits for the first Chunk, so that an error before it has its own."""
+        """The status line waits for the first Chunk, so that an error before it has its own.
+
+        After QUIET_SECONDS it goes out all the same, with a comment, and another one as often:
+        proxies and clients drop a connection that says nothing.
+        """
         stream = openai.Stream(ask)
         try:
+            await _quiet(call, first := asyncio.ensure_future(anext(chunks)))
+            if not call.status:
+                await first
+                await call.stream(sse.CONTENT_TYPE)
+            await call.piece(stream.frames(await first))
             async for chunk in chunks:
-                if not call.status:
-                    await call.stream(sse.CONTENT_TYPE)
                 if frames := stream.frames(chunk):
                     await call.piece(frames)
         except MainspringError as error:
@@ -110,3 +119,16 @@ class Inference:
                 raise
             await call.piece(stream.error(error))
         await call.piece(stream.end(), last=True)
+
+
+async def _quiet(call: Call, first: asyncio.Future[Chunk]) -> None:
+    """Wait for the first Chunk, with signs of life to the client."""
+    try:
+        while not (await asyncio.wait({first}, timeout=QUIET_SECONDS))[0]:
+            if not call.status:
+                await call.stream(sse.CONTENT_TYPE)
+            await call.piece(sse.comment("waiting"))
+    finally:
+        if not first.done():
+            first.cancel()
+            await asyncio.wait({first})

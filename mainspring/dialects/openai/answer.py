@@ -168,12 +168,9 @@ class Whole:
             "choices": choices,
             "usage": usage_fields(self._final.usage or Usage()),
         } | _extra(ask, self._final)
-        if chat and self._wants_prompt_logprobs():
+        if chat and self._ask.prompt_logprobs:
             answer["prompt_logprobs"] = prompt_logprobs_field(self._choices[0].prompt_tokens)
         return encode(answer)
-
-    def _wants_prompt_logprobs(self) -> bool:
-        return self._ask.request.sampling.prompt_logprobs is not None
 
     def _choice(self, index: int, chat: bool) -> dict[str, Any]:
         choice = self._choices[index]
@@ -186,7 +183,7 @@ class Whole:
         fields["logprobs"] = choice.logprobs.add(choice.prompt_tokens, choice.tokens)
         fields["finish_reason"] = choice.finish
         fields["stop_reason"] = choice.stop_reason
-        if not chat and self._wants_prompt_logprobs():
+        if not chat and self._ask.prompt_logprobs:
             fields["prompt_logprobs"] = prompt_logprobs_field(choice.prompt_tokens)
         return fields
 

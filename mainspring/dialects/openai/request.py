@@ -33,6 +33,8 @@ class Ask(Struct, frozen=True, kw_only=True):
     """Unix time"""
     stream: bool = False
     include_usage: bool = False
+    prompt_logprobs: bool = False
+    """Asked for by name; `echo` with `logprobs` needs them in the Request too."""
     ignored: tuple[str, ...] = ()
     """Fields of the body that have no effect here."""
 
@@ -104,6 +106,7 @@ def _ask(request: Request, fields: SharedFields, raw: dict[str, Any], created: i
         created=created,
         stream=bool(fields.stream),
         include_usage=bool(options and options.include_usage),
+        prompt_logprobs=fields.prompt_logprobs is not None,
         ignored=ignored_fields(raw, fields.__struct_fields__),
     )
 

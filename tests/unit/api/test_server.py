@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from mainspring.api import inference
 from mainspring.api.call import Call
 from mainspring.api.routes import Route, Routes
 from mainspring.errors import (
@@ -20,7 +21,7 @@ from mainspring.errors import (
     Overloaded,
 )
 from mainspring.gateway.identity import Permission
-from tests.unit.api.scripted import Running, Script, chat_body, running
+from tests.unit.api.scripted import Reply, Running, Script, chat_body, read_all, running
 
 CHAT = "/v1/chat/completions"
 
@@ -204,6 +205,43 @@ def test_a_stream(server: Running) -> None:
         {"content": "lo"},
         {},
     ]
+
+
+@pytest.mark.parametrize("error", [None, Overloaded("full", retry_after=1)])
+def test_a_long_wait_has_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Any
+) -> None:
+    monkeypatch.setattr(inference, "QUIET_SECONDS", 0.02)
+    script = Script(hold=True, error=error)
+    with running(tmp_path, script) as server:
+        body = json.dumps(chat_body(stream=True)).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        with server.connect() as client:
+            client.sendall(head.encode() + b"Connection: close\r\n\r\n" + body)
+            data = b""
+            while data.count(b": waiting") < 3:
+                data += client.recv(1000)
+            script.release()
+            reply = Reply.of(data + read_all(client))
+    assert reply.status == 200
+    rest = reply.body.replace(b": waiting\n\n", b"")
+    assert len(reply.body) - len(rest) >= 3 * len(b": waiting\n\n")
+    last = events(rest)[-1]
+    assert last["error"]["code"] == "overloaded" if error else "choices" in last
+
+
+def test_leaving_a_long_wait_cancels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "QUIET_SECONDS", 0.02)
+    script = Script(hold=True)
+    with running(tmp_path, script) as server:
+        body = json.dumps(chat_body(stream=True)).encode()
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+        with server.connect() as client:
+            client.sendall(head.encode() + body)
+            while b": waiting" not in client.recv(1000):
+                continue
+        assert script.closed.wait(5)
+        assert b'finished_reason="abort",model_name="m"} 1.0' in server.call("GET", "/metrics").body
 
 
 def test_an_error_before_the_first_chunk_has_its_own_status(tmp_path: Path) -> None:

@@ -29,9 +29,17 @@ TIMINGS = Timings(
 FINAL = Chunk(usage=Usage(prompt=12, cached=2, output=5), timings=TIMINGS)
 
 
-def ask(task: Task = Task.CHAT, *, include_usage: bool = False, **fields: Any) -> Ask:
+def ask(
+    task: Task = Task.CHAT,
+    *,
+    include_usage: bool = False,
+    prompt_logprobs: bool = False,
+    **fields: Any,
+) -> Ask:
     request = Request(id="x-1", task=task, model="m", arrival=100.0, **fields)
-    return Ask(request=request, created=7, include_usage=include_usage)
+    return Ask(
+        request=request, created=7, include_usage=include_usage, prompt_logprobs=prompt_logprobs
+    )
 
 
 def stream(asked: Ask, chunks: list[Chunk]) -> list[Any]:
@@ -156,6 +164,7 @@ def test_completion_logprobs_and_offsets() -> None:
         FINAL,
     ]
     answer = whole(asked, chunks)
+    assert "prompt_logprobs" not in answer["choices"][0]
     assert answer["choices"][0]["text"] == "hiyo!"
     assert answer["choices"][0]["logprobs"] == {
         "tokens": ["h", "i", "yo", "!"],
@@ -163,7 +172,8 @@ def test_completion_logprobs_and_offsets() -> None:
         "top_logprobs": [None, {"j": -1.0, "i": -2.0}, {"yo": -0.5}, {"!": -0.25}],
         "text_offset": [0, 1, 2, 4],
     }
-    assert answer["choices"][0]["prompt_logprobs"] == [
+    named = ask(Task.COMPLETE, prompt_logprobs=True, sampling=Sampling(prompt_logprobs=1))
+    assert whole(named, chunks)["choices"][0]["prompt_logprobs"] == [
         None,
         {
             "106": {"logprob": -1.0, "rank": 1, "decoded_token": "j"},
