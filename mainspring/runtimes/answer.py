@@ -103,8 +103,9 @@ class Answer:
         choice, arrival = self._choices[0], self._request.arrival
         first, last = choice.times[0].time, choice.times[-1].time
         admitted = [event.time for event in choice.events if event.name == "admitted"]
-        # After a replay the Engine's story begins later than the first token.
-        begun = min([first, *admitted])
+        # After a replay the Engine's story begins later than the first token; and of a choice that
+        # a stop string ended, the Engine tells no story.
+        begun = min([first, *admitted]) if admitted else self._tokenized
         return Timings(
             tokenize=self._tokenized - arrival,
             queue=begun - self._tokenized,

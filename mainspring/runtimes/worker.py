@@ -218,8 +218,13 @@ def _beat_for_ever(worker: Worker, channel: Channel) -> None:
 
 
 def _restrict() -> None:
-    """Die with the server, gain no privileges, leave ctrl-c to the server."""
+    """Die with the server, gain no privileges.
+
+    Signals to the whole group (ctrl-c, a service manager's stop) are the server's to answer: it
+    drains, and needs its Workers for that.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

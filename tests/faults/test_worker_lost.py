@@ -249,12 +249,16 @@ def test_stopping_fails_what_is_in_flight_with_a_reason(checkpoint: Path) -> Non
 
 
 def test_draining_lets_requests_end(checkpoint: Path) -> None:
+    """Also when the whole process group was told to stop."""
+
     async def main() -> None:
         async with runtime(checkpoint) as served:
+            assert served.worker
+            os.kill(served.worker, signal.SIGTERM)
             running = asyncio.create_task(tell(served.run(request(sampling=GREEDY))))
             await until(lambda: served.stats().running)
             await served.stop(drain=10.0)
             told = await running
-            assert told.usage and told.usage.output == 60
+            assert told.usage and told.usage.output == 60 and served.restarts == 0
 
     asyncio.run(main())
