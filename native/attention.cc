@@ -120,7 +120,7 @@ struct Queries {
   alignas(64) typename F::Element q[kQueries * kMaxHead];  // [query][head]
   alignas(64) float out[kQueries * kMaxHead];              // [query][wide]
   float peak[kQueries];                                    // largest score
-  float total[kQueries];                                   // sum of e^(score - peak)
+  float total[kQueries];                                   // sum of 2^(score - peak)
 };
 
 // Queries of a register tile in one step.
@@ -185,13 +185,19 @@ inline Span seen_by(const Attention& a, const Item& item, const Layout& layout, 
   return {oldest > 0 ? int(oldest) : 0, position + 1 < kStep ? int(position + 1) : kStep};
 }
 
-// Scales, caps and masks the scores of one query in place; returns the largest.
+// Scales, caps and masks the scores of one query in place, as powers of two instead of e; returns
+// the largest.
 inline float finish_scores(const Attention& a, Span span, float* score) {
+  constexpr float log2_e = 1.44269504f;
+  const Float scale = broadcast(a.scale * log2_e);
   Float most = broadcast(kNothing);
   MAINSPRING_UNROLL
   for (int i = 0; i < kStep; i += lanes) {
-    Float s = load(score + i) * broadcast(a.scale);
-    if (a.softcap > 0.0f) s = broadcast(a.softcap) * tanh(s / broadcast(a.softcap));
+    Float s = load(score + i) * scale;
+    if (a.softcap > 0.0f) {
+      const Float cap = broadcast(a.softcap * log2_e);
+      s = cap * tanh(s / cap);
+    }
     if (span.from > i || span.to < i + lanes) {
       const Int token = iota() + i;
       s = select((token >= span.from) & (token < span.to), s, broadcast(kNothing));
@@ -208,7 +214,7 @@ inline float weigh(const float* score, float peak, typename F::Element* weight) 
   Float sums{};
   MAINSPRING_UNROLL
   for (int i = 0; i < kStep; i += lanes) {
-    const Float p = exp(load(score + i) - broadcast(peak));
+    const Float p = exp2(load(score + i) - broadcast(peak));
     sums += p;
     F::put(weight + i, p);
   }
@@ -228,7 +234,7 @@ void soften(const Attention& a, const Item& item, const Layout& layout, std::int
     fades[r] = peaks[r] - next;
     peaks[r] = next;
   }
-  for (int i = 0; i < rows; i += lanes) store(fades + i, exp(load(fades + i)));
+  for (int i = 0; i < rows; i += lanes) store(fades + i, exp2(load(fades + i)));
   for (int r = 0; r < rows; ++r) {
     scores.fade[r] = fades[r];
     const float fresh = weigh<F>(scores.score + r * kStep, peaks[r], scores.weight + r * kStep);

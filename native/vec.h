@@ -62,23 +62,34 @@ inline Int iota() {
   return v;
 }
 
-// e^x within 2 ulp; 0 below -87.3 (also for -inf), finite above 88; NaN stays NaN.
+// e^x within 2 ulp; 0 or subnormal below -87.3 (0 for -inf), finite above 88; NaN stays NaN.
 // Cephes' reduction x = n ln 2 + r with |r| <= ln 2 / 2 and a polynomial in r.
 inline Float exp(Float x) {
-  const Float bounded = max(broadcast(-87.33654f), min(broadcast(88.0f), x));
-  const Int n = round_even(bounded * broadcast(1.44269504f));
-  const Float whole = to_float(n);
-  Float r = fma(whole, broadcast(-0.693359375f), bounded);
-  r = fma(whole, broadcast(2.12194440e-4f), r);
+  const Float bounded = max(broadcast(-150.0f), min(broadcast(88.0f), x));
+  const Float n = nearest(bounded * broadcast(1.44269504f));
+  Float r = fma(n, broadcast(-0.693359375f), bounded);
+  r = fma(n, broadcast(2.12194440e-4f), r);
   Float p = broadcast(1.9875691500e-4f);
   p = fma(p, r, broadcast(1.3981999507e-3f));
   p = fma(p, r, broadcast(8.3334519073e-3f));
   p = fma(p, r, broadcast(4.1665795894e-2f));
   p = fma(p, r, broadcast(1.6666665459e-1f));
   p = fma(p, r, broadcast(5.0000001201e-1f));
-  p = fma(p, r * r, r) + 1.0f;
-  const Float scaled = p * bits_as<Float>((n + 127) << 23);
-  return select(x < -87.33654f, Float{}, scaled);
+  return scaled(fma(p, r * r, r) + 1.0f, n);
+}
+
+// 2^x for x <= 0, in half the work of exp: 0 below -150; NaN stays NaN. Cephes' polynomial.
+inline Float exp2(Float x) {
+  const Float bounded = max(broadcast(-150.0f), x);
+  const Float n = nearest(bounded);
+  const Float r = bounded - n;
+  Float p = broadcast(1.535336188319500e-4f);
+  p = fma(p, r, broadcast(1.339887440266574e-3f));
+  p = fma(p, r, broadcast(9.618437357674640e-3f));
+  p = fma(p, r, broadcast(5.550332471162809e-2f));
+  p = fma(p, r, broadcast(2.402264791363012e-1f));
+  p = fma(p, r, broadcast(6.931472028550421e-1f));
+  return scaled(fma(p, r, broadcast(1.0f)), n);
 }
 
 // tanh x within 2 ulp: a polynomial near 0 (Cephes), by e^2x elsewhere.

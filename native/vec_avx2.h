@@ -23,6 +23,15 @@ inline Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
 inline Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
 inline Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
 inline Int round_even(Float v) { return Int(_mm256_cvtps_epi32(v)); }
+inline Float nearest(Float v) {
+  return _mm256_round_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// x * 2^n for a whole n <= 127; 0 where 2^n would be subnormal.
+inline Float scaled(Float x, Float n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  const __m256i bounded = _mm256_max_epi32(exponent, _mm256_setzero_si256());
+  return x * Float(_mm256_castsi256_ps(_mm256_slli_epi32(bounded, 23)));
+}
 inline Int widened(const std::int8_t* p) {
   return Int(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }

@@ -23,6 +23,11 @@ inline Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
 inline Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
 inline Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
 inline Int round_even(Float v) { return Int(_mm512_cvtps_epi32(v)); }
+inline Float nearest(Float v) {
+  return _mm512_roundscale_ps(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+}
+// x * 2^n for a whole n.
+inline Float scaled(Float x, Float n) { return _mm512_scalef_ps(x, n); }
 inline Int widened(const std::int8_t* p) {
   return Int(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }

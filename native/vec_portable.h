@@ -37,6 +37,12 @@ inline Float min(Float a, Float b) { return choose(a < b, a, b); }
 
 // Adding 1.5 * 2^23 leaves the integer, rounded to even, in the low bits. |v| < 2^22.
 inline Int round_even(Float v) { return Int(v + 12582912.0f) - 0x4b400000; }
+inline Float nearest(Float v) { return (v + 12582912.0f) - 12582912.0f; }
+// x * 2^n for a whole n <= 127; 0 where 2^n would be subnormal.
+inline Float scaled(Float x, Float n) {
+  const Int exponent = round_even(n) + 127;
+  return x * Float((exponent & (exponent > 0)) << 23);
+}
 inline Int widened(const std::int8_t* p) { return Int{p[0], p[1], p[2], p[3]}; }
 
 // All bits of a lane or none, and what is done where they are set.
