@@ -109,6 +109,7 @@ class App:
             await asyncio.wait({loading, stopping})
             await self.models.stop()
             await self.listener.stop(0 if self._kill.is_set() else LAST_WORDS_SECONDS)
+            log.info("stopped")
 
     def stop(self) -> None:
         """First call: drain, then end. Second call: end at once."""

@@ -26,6 +26,8 @@ HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(?::[0-9]{
 TARGET = re.compile(rb"/[!-~]*")
 UPGRADE = re.compile(rb"\r\nupgrade:", re.IGNORECASE)
 WRITE_BUFFER = 64 * 1024
+PIPELINED = 0
+"""A Refusal that the client does not see: the request before it is still being answered."""
 LINGER_SECONDS = 1.0
 STRAY_LIMIT = 1 << 20
 """Bytes that a client may send when it should be listening."""
@@ -122,6 +124,7 @@ class Connection(asyncio.Protocol):
             self._arm(self._limits.request_seconds, self._late)
         else:
             self._refuse(Refusal(503, "unavailable", "too many connections; come back later"))
+            self.transport.close()  # without lingering: there is no room for that either
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -189,7 +192,7 @@ class Connection(asyncio.Protocol):
 
     def on_message_begin(self) -> None:
         if self._exchange is not None and not self._exchange.complete:
-            raise Refusal(0, "", "pipelined")
+            raise Refusal(PIPELINED, "", "")
         self._exchange = None
 
     def on_url(self, url: bytes) -> None:
@@ -320,11 +323,10 @@ class Connection(asyncio.Protocol):
         exchange = self._exchange
         if exchange is not None and not exchange.complete:
             exchange.keep_alive = False
-            if refusal.status == 0:
-                self._stray += 1
+            if refusal.status == PIPELINED:
                 return
             exchange.abandon()
-        if refusal.status == 0 or self.transport.is_closing():
+        if self.transport.is_closing():
             return
         kind = "server_error" if refusal.status >= 500 else "invalid_request_error"
         error = {"message": refusal.message, "type": kind, "param": None, "code": refusal.code}

@@ -34,9 +34,10 @@ class Pipeline:
     async def run(
         self, request: Request, identity: Identity, record: Record
     ) -> AsyncGenerator[Chunk, None]:
-        """Answer. Raises a MainspringError; the Record is kept before the last Chunk's successor.
+        """Answer. Raises a MainspringError and nothing else.
 
-        Closing the generator, or cancelling its task, cancels the work.
+        The Record is kept when this ends, so before a caller that waits for the end tells the
+        client so. Closing the generator, or cancelling its task, cancels the work.
         """
         self._begin()
         try:
