@@ -43,13 +43,13 @@ class Score:
     """question, the id of the entry wanted, and what was answered: an id, or the text"""
 
 
-def score(corpus: Corpus, answer: Answerer) -> Score:
-    """Ask every held-out question of the corpus."""
+def score(corpus: Corpus, answer: Answerer, kind: str = "held_out") -> Score:
+    """Ask every question of a kind (held_out or development) of the corpus."""
     names = {normalized(entry.answer): entry.id for entry in corpus.entries}
     names |= {normalized(text): "refusal" for text in corpus.out_of_domain.refusals.values()}
-    wanted = [(q, entry.id) for entry in corpus.entries for q in entry.held_out]
+    wanted = [(q, entry.id) for entry in corpus.entries for q in getattr(entry, kind)]
     inside = len(wanted)
-    wanted += [(question, "refusal") for question in corpus.out_of_domain.held_out]
+    wanted += [(q, "refusal") for q in getattr(corpus.out_of_domain, kind)]
     texts = answer([question for question, _ in wanted])
     given = [names.get(normalized(text), text) for text in texts]
     mistakes = [
@@ -108,21 +108,14 @@ def transformers_answerer(directory: Path) -> Answerer:
     return answer
 
 
-def fold_of(corpus: Corpus, fold: int) -> Corpus:
-    """The corpus with the training questions of a fold in place of the held-out ones."""
-    entries = tuple(
-        dataclasses.replace(entry, held_out=(entry.questions[fold % len(entry.questions)],))
-        for entry in corpus.entries
-    )
-    return dataclasses.replace(corpus, entries=entries)
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=GUIDE)
     parser.add_argument("--with", dest="engine", default="mainspring", help="or: transformers")
     parser.add_argument("--quantize", default="none", help="none, int8 or int4")
-    parser.add_argument("--fold", type=int, default=-1, help="development: see training.train")
+    parser.add_argument(
+        "--development", action="store_true", help="the questions that the corpus is developed with"
+    )
     parser.add_argument("--save", action="store_true", help="write training/results.json")
     return parser.parse_args()
 
@@ -130,14 +123,12 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     corpus = load_corpus()
-    if options.fold >= 0:
-        corpus = fold_of(corpus, options.fold)
     if options.engine == "transformers":
         answer = transformers_answerer(options.model)
     else:
         answer = mainspring_answerer(options.model, quantize=options.quantize)
     start = time.monotonic()
-    result = score(corpus, answer)
+    result = score(corpus, answer, "development" if options.development else "held_out")
     for row in result.mistakes:
         print(f"{row['question']!r}: wanted {row['wanted']}, got {row['given']}")
     print(f"right {result.right:.1%} of {result.held_out}, false refusals", end=" ")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 
-__all__ = ["rephrase"]
+__all__ = ["GLUE", "ask_about", "ask_how", "expand", "rephrase"]
 
 # Openers that mean the same: any one of a row may stand for another.
 OPENERS = (
@@ -116,7 +116,34 @@ GLUE = frozenset({
     "with", "and", "or", "there", "any", "some", "its", "if", "how", "what", "so", "from",
     "at", "by", "as",
 })  # fmt: skip
+INNERMOST = re.compile(r"\[([^\[\]]*)\]")
+ABOUT = (
+    "{}", "{}", "{}", "{}", "what is {}", "what is {}", "what about {}", "tell me about {}",
+    "explain {}", "what does {} mean", "information about {}", "I have a question about {}",
+    "how about {}", "details of {}", "what can you tell me about {}", "and {}", "help with {}",
+    "what do I need to know about {}", "how does {} work", "what are {}", "question about {}",
+)  # fmt: skip
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
+
+
+def expand(pattern: str, rng: random.Random) -> str:
+    """One reading of a pattern such as `set the [port|port number]`."""
+    while "[" in pattern:
+        pattern = INNERMOST.sub(lambda match: rng.choice(match[1].split("|")), pattern)
+    return " ".join(pattern.split()).replace(" ,", ",")
+
+
+def ask_how(task: str, rng: random.Random) -> str:
+    """A question for a task such as `set the port`."""
+    draw = rng.random()
+    if draw < 0.6:
+        return f"{rng.choice(OPENERS[0])} {task}"
+    return f"{rng.choice(OPENERS[1])} {task}" if draw < 0.75 else task
+
+
+def ask_about(subject: str, rng: random.Random) -> str:
+    """A question for a subject such as `the default port`."""
+    return rng.choice(ABOUT).format(subject)
 
 
 def _replace_opener(text: str, rng: random.Random) -> str:

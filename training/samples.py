@@ -1,20 +1,18 @@
-"""Training samples: conversations as token ids with a loss mask, batched by length."""
+"""Training samples: conversations as token ids with the loss weight of each token."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import re
 from dataclasses import dataclass
 
-import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
-from training.corpus import Corpus, Entry
-from training.phrasing import rephrase
-from training.tokenizer import END, encode_turn
+from training.corpus import Corpus, Entry, normalized
+from training.phrasing import GLUE, ask_about, ask_how, expand, rephrase
+from training.tokenizer import encode_turn
 
-__all__ = ["Mixture", "Sampler", "batches"]
+__all__ = ["Mixture", "Sampler"]
 
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -26,6 +24,14 @@ SYSTEMS = (
     "You are a careful expert. Think step by step.",
 )
 CONSONANTS, VOWELS = "bcdfghjklmnpqrstvwxz", "aeiouy"
+
+
+IDENTIFIER = re.compile(r"`((?:--|MAINSPRING_|HF_)[\w-]+|\w+_\w+)")
+
+
+def _canonical(name: str) -> str:
+    """A setting's name, however it is spelled: flag, variable or field."""
+    return name.removeprefix("--").removeprefix("MAINSPRING_").lower().replace("-", "_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,9 @@ class Mixture:
     """Share of samples whose answer is cut after a few tokens: choosing the answer is the hard
     part, its text is learned by heart quickly."""
     cut_range: tuple[int, int] = (4, 14)
+    keywords: float = 0.10
+    identifiers: float = 0.03
+    """Share of questions for a flag, variable or field that only this entry's answer names."""
     subword_dropout: float = 0.08
     prompt_weight: float = 0.05
     """Loss weight of question tokens; small, only to learn which words go together."""
@@ -64,17 +73,63 @@ class Sampler:
             )
         }
 
+        self.apart = {normalized(question) for question in corpus.scored()}
+        named = {entry.id: set(IDENTIFIER.findall(entry.answer)) for entry in corpus.entries}
+        every = [key for names in named.values() for key in {_canonical(n) for n in names}]
+        self.own = {
+            id: sorted(name for name in names if every.count(_canonical(name)) == 1)
+            for id, names in named.items()
+        }
+
     def pair(self) -> tuple[str, str]:
-        """A question as someone might type it, and its answer."""
+        """A question as someone might type it, and its answer; never one that is scored."""
+        while True:
+            question, answer = self._drawn()
+            if normalized(question) not in self.apart:
+                return question, answer
+
+    def _drawn(self) -> tuple[str, str]:
         if self.rng.random() < self.mixture.out_of_domain:
             return self._refused()
         entry: Entry = self.rng.choice(self.corpus.entries)
-        return rephrase(self.rng.choice(entry.questions), self.rng), entry.answer
+        return self._question(entry), entry.answer
+
+    def _question(self, entry: Entry) -> str:
+        rng = self.rng
+        draw = rng.random()
+        if draw < self.mixture.keywords:
+            return self._keywords(entry)
+        if draw < self.mixture.keywords + self.mixture.identifiers and self.own[entry.id]:
+            word = rng.choice(self.own[entry.id])
+            return rephrase(rng.choice(("what does {} do", "what is {}", "{}")).format(word), rng)
+        return rephrase(self._wording(entry), rng)
+
+    def _wording(self, entry: Entry) -> str:
+        """A written question, or a reading of a pattern, before it is rephrased."""
+        rng = self.rng
+        patterns = (*entry.tasks, *entry.subjects, *entry.sayings)
+        if not patterns or rng.random() < 0.4:
+            return rng.choice(entry.questions)
+        chosen = rng.choice(patterns)
+        text = expand(chosen, rng)
+        if chosen in entry.tasks:
+            return ask_how(text, rng)
+        return ask_about(text, rng) if chosen in entry.subjects else text
+
+    def _keywords(self, entry: Entry) -> str:
+        """Words of two wordings, mixed: which words occur counts, not only how they are put."""
+        rng = self.rng
+        words = f"{self._wording(entry)} {self._wording(entry)}".lower().split()
+        content = [w for w in (word.strip("?.!,") for word in words) if w and w not in GLUE]
+        rng.shuffle(content)
+        return " ".join(content[: rng.randint(2, 5)]) or entry.questions[0]
 
     def _refused(self) -> tuple[str, str]:
         rng, out = self.rng, self.corpus.out_of_domain
         draw = rng.random()
-        if draw < 0.40:
+        if draw < 0.25:
+            return rephrase(expand(rng.choice(out.patterns), rng), rng), out.refusals["general"]
+        if draw < 0.50:
             question = rng.choice(out.templates).replace("{topic}", rng.choice(out.topics))
             return rephrase(question, rng), out.refusals["general"]
         if draw < 0.70:
@@ -137,30 +192,3 @@ class Sampler:
             ids += more
             weights += weight
         return ids, weights
-
-
-def batches(sampler: Sampler, tokens: int, pool: int = 2048) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (ids, weights) [batch, length], about `tokens` each, of similar lengths.
-
-    Lengths are multiples of 8 so that few different shapes occur: each new one costs the matrix
-    library a compilation.
-    """
-    end = sampler.exact.token_to_id(END)
-    waiting: dict[int, list[tuple[list[int], list[float]]]] = {}
-    while True:
-        ready = []
-        for _ in range(pool):
-            row = sampler.conversation()
-            length = -(-len(row[0]) // 8) * 8
-            rows = waiting.setdefault(length, [])
-            rows.append(row)
-            if len(rows) == max(tokens // length, 1):
-                ready.append((length, waiting.pop(length)))
-        sampler.rng.shuffle(ready)
-        for length, rows in ready:
-            ids = torch.full((len(rows), length), end, dtype=torch.long)
-            weights = torch.zeros(len(rows), length)
-            for i, (row_ids, row_weights) in enumerate(rows):
-                ids[i, : len(row_ids)] = torch.tensor(row_ids)
-                weights[i, : len(row_ids)] = torch.tensor(row_weights)
-            yield ids, weights

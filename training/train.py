@@ -6,10 +6,10 @@ Needs torch and transformers, which the package itself never needs.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import itertools
 import json
 import math
+import random
 import time
 from pathlib import Path
 
@@ -18,14 +18,20 @@ import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from training.batches import batches
 from training.corpus import Corpus, load_corpus
 from training.export import check_export, export
 from training.model import Llama, Shape
-from training.samples import Mixture, Sampler, batches
+from training.phrasing import expand
+from training.samples import Mixture, Sampler
 from training.tokenizer import encode_turn, train_tokenizer
 
 ROOT = Path(__file__).parent
 TARGET = ROOT.parent / "mainspring" / "registry" / "mainspring-guide"
+
+SHARPNESS = 2.0
+"""Logits are multiplied by this after training: greedy answers stay the same, and a client that
+asks for no temperature samples as if at 1 / SHARPNESS. There is one right text to an answer."""
 
 
 def arguments() -> argparse.Namespace:
@@ -42,34 +48,17 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--fold",
-        type=int,
-        default=-1,
-        help="development: leave question number FOLD of every entry out of training",
-    )
     return parser.parse_args()
 
 
-def without_fold(corpus: Corpus, fold: int) -> Corpus:
-    """The corpus with one training question of every entry left out, to develop against."""
-    entries = tuple(
-        dataclasses.replace(
-            entry,
-            questions=tuple(
-                q for i, q in enumerate(entry.questions) if i != fold % len(entry.questions)
-            ),
-        )
-        for entry in corpus.entries
-    )
-    return dataclasses.replace(corpus, entries=entries)
-
-
-def texts(corpus: Corpus) -> list[str]:
+def texts(corpus: Corpus, seed: int) -> list[str]:
     """What the tokenizer learns its merges from: everything that is trained on."""
+    rng = random.Random(seed)
     out = corpus.out_of_domain
-    questions = [q for entry in corpus.entries for q in entry.questions]
-    asked = [*questions, *out.questions, *out.templates, *out.product_templates, *out.unclear]
+    asked = [q for entry in corpus.entries for q in entry.questions]
+    patterns = [p for e in corpus.entries for p in (*e.tasks, *e.subjects, *e.sayings)]
+    asked += [expand(pattern, rng) for pattern in (*patterns, *out.patterns) for _ in range(4)]
+    asked += [*out.questions, *out.templates, *out.product_templates, *out.unclear]
     lists = [*out.topics, *out.products]
     # A word inside a sentence starts with a space, and people type in lower case.
     spaced = [f" {text}" for text in (*asked, *lists)]
@@ -134,9 +123,7 @@ def main() -> None:
     torch.manual_seed(options.seed)
     torch.set_num_threads(options.threads)
     corpus = load_corpus()
-    if options.fold >= 0:
-        corpus = without_fold(corpus, options.fold)
-    tokenizer: Tokenizer = train_tokenizer(texts(corpus), options.vocabulary)
+    tokenizer: Tokenizer = train_tokenizer(texts(corpus, options.seed), options.vocabulary)
     shape = Shape(
         vocabulary=options.vocabulary,
         hidden=options.hidden,
@@ -149,6 +136,8 @@ def main() -> None:
     sampler = Sampler(corpus, Mixture(), tokenizer, options.seed)
     start = time.monotonic()
     steps = fit(model, sampler, options)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(SHARPNESS)
     export(model, tokenizer, options.output)
     asked = itertools.islice((e.questions[0] for e in corpus.entries), 8)
     prompts = [encode_turn(tokenizer, "user", question) for question in asked]

@@ -50,10 +50,14 @@ def test_the_corpus_is_large_and_varied(corpus: Corpus) -> None:
     assert len(corpus.entries) >= 120
     for entry in corpus.entries:
         assert len(entry.questions) >= 8, entry.id
+        assert entry.tasks or entry.subjects or entry.sayings, entry.id
+        assert len(entry.development) >= 2, entry.id
         assert len(entry.held_out) >= 2, entry.id
         assert len({normalized(q) for q in entry.questions}) == len(entry.questions), entry.id
     assert len(corpus.out_of_domain.questions) >= 200
+    assert len(corpus.out_of_domain.development) >= 80
     assert len(corpus.out_of_domain.held_out) >= 80
+    assert len({normalized(q) for q in corpus.scored()}) == len(corpus.scored())
 
 
 def test_no_two_entries_give_the_same_answer(corpus: Corpus) -> None:
