@@ -128,31 +128,31 @@ void tile(const typename F::Element* x, const std::byte* w, int steps, const flo
 }
 
 // A group of int4 weights as int8 weights: (value * multiplier) + 128, computed in bytes modulo 256.
+// value * m + 128 = nibble * m + (128 - 8 m).
 void widen(const std::byte* group, int depth, std::byte* out) {
+  using Words = std::uint32_t __attribute__((vector_size(sizeof(Int))));
+  using Shorts = std::uint16_t __attribute__((vector_size(sizeof(Int))));
+  using Bytes = std::uint8_t __attribute__((vector_size(sizeof(Int))));
   const auto* multipliers = reinterpret_cast<const std::int8_t*>(group + depth * kPanel / 2);
   for (int sub = 0; sub < depth / kSubgroup; ++sub) {
     for (int column = 0; column < kPanel; column += lanes) {
+      // For the four bytes of a lane at once: the even bytes as 16-bit products, the odd ones as
+      // products of byte * 256.
       const Int m = widened(multipliers + sub * kPanel + column);
-      // value * m + 128 with value = nibble - 8, for the four bytes of a lane at once: the even
-      // bytes as 16-bit products, the odd ones as products of byte * 256.
-      using Short = std::int16_t __attribute__((vector_size(sizeof(Int))));
-      using Bytes = std::uint8_t __attribute__((vector_size(sizeof(Int))));
-      const Int low = m & 0xffff;
-      const Short factor = bits_as<Short>(low | (m << 16));
-      const Int constant = (128 - 8 * m) & 0xff;
-      const Bytes offset = bits_as<Bytes>(constant * 0x01010101);
+      const Shorts factor = bits_as<Shorts>((m & 0xffff) | (m << 16));
+      const Words constant = bits_as<Words>(128 - 8 * m) & 0xff;
+      const Bytes offset = bits_as<Bytes>(constant * 0x01010101u);
       const std::byte* from = group + (sub * 4 * kPanel + column) * 4;
       std::byte* to = out + (sub * 8 * kPanel + column) * 4;
       for (int step = 0; step < 4; ++step) {
         const Int packed = load(reinterpret_cast<const std::int32_t*>(from + step * kStride));
         for (int half = 0; half < 2; ++half) {
-          const Int nibbles = (half == 0 ? packed : packed >> 4) & 0x0f0f0f0f;
-          const Short even = bits_as<Short>(nibbles & 0x000f000f) * factor;
-          const Short odd = bits_as<Short>(nibbles & 0x0f000f00) * factor;
+          const Int nibbles = half == 0 ? packed : packed >> 4;
+          const Shorts even = bits_as<Shorts>(nibbles & 0x000f000f) * factor;
+          const Shorts odd = bits_as<Shorts>(nibbles & 0x0f000f00) * factor;
           const Int product = (bits_as<Int>(even) & 0x00ff00ff) | bits_as<Int>(odd);
-          const Bytes value = bits_as<Bytes>(product) + offset;
           store(reinterpret_cast<std::int32_t*>(to + (2 * step + half) * kStride),
-                bits_as<Int>(value));
+                bits_as<Int>(bits_as<Bytes>(product) + offset));
         }
       }
     }
