@@ -131,7 +131,8 @@ class Server:
     def _note(self, call: Call) -> None:
         method = call.method if call.method in {"GET", "HEAD", "POST"} else "other"
         self._count(call.route, method, call.status)
-        level = logging.DEBUG if call.record is None and call.status == 200 else logging.INFO
+        probe = call.route.startswith("/health/") or (call.record is None and call.status == 200)
+        level = logging.DEBUG if probe else logging.INFO
         if log.isEnabledFor(level):
             log.log(level, "%s", _line(call))
 
