@@ -1,7 +1,7 @@
 // Paged causal attention with an online softmax.
 //
 // Positions are walked in steps of 64 tokens (two cache blocks, aligned to 64). What a step does to
-// a query depends on the query's own position only, never on the other rows of its tile, so a prompt
+// a query depends on the query's own position only, never on the other rows of its tile: a prompt
 // gives the same bits in one piece and in many.
 #include <new>
 

@@ -35,7 +35,8 @@ struct Prepared {
 };
 
 template <class F>
-void prepare_group(const float* x, int count, std::int64_t at, const Rows<typename F::Element>& to) {
+void prepare_group(const float* x, int count, std::int64_t at,
+                   const Rows<typename F::Element>& to) {
   alignas(64) float padded[kGroup];
   if (count < kGroup) {
     std::memset(padded, 0, sizeof padded);
@@ -127,8 +128,8 @@ void tile(const typename F::Element* x, const std::byte* w, int steps, const flo
   }
 }
 
-// A group of int4 weights as int8 weights: (value * multiplier) + 128, computed in bytes modulo 256.
-// value * m + 128 = nibble * m + (128 - 8 m).
+// A group of int4 weights as int8 weights, value * m + 128 = nibble * m + (128 - 8 m), computed in
+// bytes modulo 256.
 void widen(const std::byte* group, int depth, std::byte* out) {
   using Words = std::uint32_t __attribute__((vector_size(sizeof(Int))));
   using Shorts = std::uint16_t __attribute__((vector_size(sizeof(Int))));

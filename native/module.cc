@@ -85,7 +85,8 @@ class Kernels {
     const float* bias_data = bias ? view<float>(*bias, "bias", {n}) : nullptr;
     auto weight = std::make_shared<Weight>(Weight{n, k, format_of(format), {}, {}});
     const nb::gil_scoped_release release;
-    weight->data = Buffer(std::size_t(weight->panels() * weight->panel_bytes()), Buffer::Pages::huge);
+    const auto bytes = std::size_t(weight->panels() * weight->panel_bytes());
+    weight->data = Buffer(bytes, Buffer::Pages::huge);
     if (bias_data != nullptr) {
       weight->bias = Buffer(sizeof(float) * std::size_t(n), Buffer::Pages::small);
       std::copy(bias_data, bias_data + n, weight->bias.as<float>());
@@ -269,7 +270,8 @@ class Kernels {
     std::fill(data.as<std::int64_t>(), data.as<std::int64_t>() + data.bytes() / 8, 1);
     double read = 0.0;
     for (int i = 0; i < 3; ++i) {
-      read = std::max(read, operations_.read_rate(context(), data.data(), std::int64_t(data.bytes())));
+      const auto bytes = std::int64_t(data.bytes());
+      read = std::max(read, operations_.read_rate(context(), data.data(), bytes));
     }
     return {read, operations_.int8_rate(context(), 0.02)};
   }

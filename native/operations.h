@@ -47,7 +47,7 @@ struct Weight {
       case Format::float32: return std::int64_t{4} * depth * kPanel;
       case Format::bf16: return std::int64_t{2} * depth * kPanel;
       case Format::int8: return std::int64_t{1} * depth * kPanel + 4 * kPanel;
-      default: return std::int64_t{1} * depth * kPanel / 2 + depth / kSubgroup * kPanel + 4 * kPanel;
+      default: return std::int64_t{1} * (depth / 2 + depth / kSubgroup) * kPanel + 4 * kPanel;
     }
   }
   std::int64_t panel_bytes() const {
@@ -125,8 +125,7 @@ struct Operations {
   void (*linear)(const Context&, const float* x, std::int64_t rows, const Weight&, float* y);
   void (*embedding)(const Context&, const std::int32_t* ids, std::int64_t rows, const Weight&,
                     float* y);
-  // `add` may be null; otherwise x += add first. Rows are `stride` apart in x, dense in y; x == y is
-  // allowed when they have equal strides.
+  // `add` may be null; otherwise x += add first. In the next two, rows of x are `stride` apart.
   void (*rms_norm)(const Context&, float* x, const float* add, const float* gain, float eps,
                    std::int64_t rows, std::int64_t width, float* y);
   void (*head_norm)(const Context&, float* x, const float* gain, float eps, std::int64_t rows,

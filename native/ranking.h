@@ -172,7 +172,8 @@ class Ranking {
     std::int64_t i = 0;
     for (; i + 2 * lanes <= count_; i += 2 * lanes) {
       // Most of the vocabulary is below.
-      if (none(at_least(max(load(logits_ + i), load(logits_ + i + lanes)), broadcast(low)))) continue;
+      const Float most = max(load(logits_ + i), load(logits_ + i + lanes));
+      if (none(at_least(most, broadcast(low)))) continue;
       for (int lane = 0; lane < 2 * lanes; ++lane) see(i + lane);
     }
     for (; i < count_; ++i) see(i);

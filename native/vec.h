@@ -1,7 +1,7 @@
 // The vector type of one instruction set, in that set's own namespace.
 //
-// Every kernel is written once over `Float` and `Int` (`lanes` numbers of 32 bits; GNU vector types,
-// so + - * & | << >> and comparisons are the compiler's) and compiled once for each set with
+// Every kernel is written once over `Float` and `Int` (`lanes` numbers of 32 bits, GNU vectors, so
+// + - * & | << >> and comparisons are the compiler's) and compiled once for each set with
 // MAINSPRING_ISA naming the namespace. Nothing compiled with one set's flags may be shared with
 // another: a linker that merges two inline functions would run AVX-512 on a CPU without it.
 #pragma once

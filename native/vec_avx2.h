@@ -42,7 +42,9 @@ inline Mask at_least(Float a, Float b) { return a >= b; }
 inline bool none(Mask mask) { return _mm256_testz_si256(__m256i(mask), __m256i(mask)) != 0; }
 inline bool has(Mask mask, int lane) { return mask[lane] != 0; }
 inline Float add_where(Mask mask, Float sum, Float v) { return sum + Float(mask & Int(v)); }
-inline int count(Mask mask) { return __builtin_popcount(unsigned(_mm256_movemask_ps(__m256(mask)))); }
+inline int count(Mask mask) {
+  return __builtin_popcount(unsigned(_mm256_movemask_ps(__m256(mask))));
+}
 
 // Folds halves: the order is the same wherever it is used.
 inline float sum(Float v) {
