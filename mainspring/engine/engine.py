@@ -126,7 +126,7 @@ class Engine:
         finish, reason = sequence.finish() if generated else (None, None)
         if finish is not None:
             sequence.events.append(Event("finished", now))
-            events = tuple(sequence.events)
+            events = sequence.take_events()
             self._ended.append(Output(id=id, finish=finish, stop_reason=reason, events=events))
             return
         self._sequences[id] = sequence
@@ -297,7 +297,7 @@ class Engine:
             times=(moment,),
             finish=finish,
             stop_reason=reason,
-            events=() if finish is None else tuple(sequence.events),
+            events=sequence.take_events(),
             cached=sequence.cached,
         )
 
@@ -306,7 +306,7 @@ class Engine:
         sequence.events.append(Event("finished", now, 0, self._steps))
         return Output(
             id=sequence.id,
-            events=tuple(sequence.events),
+            events=sequence.take_events(),
             cached=sequence.cached,
             error=draw.error,
         )

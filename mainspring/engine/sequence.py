@@ -42,7 +42,7 @@ class Output(Struct, frozen=True, kw_only=True, omit_defaults=True):
     stop_reason: int | None = None
     """The id of `Sampling.stop_token_ids` that ended the sequence; None for the model's own end."""
     events: tuple[Event, ...] = ()
-    """The sequence's story, with the last Output."""
+    """What happened to the sequence since its last Output."""
     cached: int = 0
     """Prompt tokens that came from the prefix cache."""
     error: tuple[str, str] | None = None
@@ -118,6 +118,7 @@ class Sequence:
         self.cached = 0
         self.admitted = False
         self.events: list[Event] = []
+        """what happened since the last Output"""
 
     @property
     def pending(self) -> int:
@@ -158,6 +159,14 @@ class Sequence:
         self.scored = False
         scores, self.prompt_logprobs = tuple(self.prompt_logprobs), []
         return scores
+
+    def take_events(self) -> tuple[Event, ...]:
+        """What happened since the last Output, for the next one."""
+        if not self.events:
+            return ()
+        events = tuple(self.events)
+        self.events.clear()
+        return events
 
     def finish(self) -> tuple[Finish | None, int | None]:
         """Whether and why the last token ended the sequence, and the stop id that did."""

@@ -102,7 +102,7 @@ class Choice:
             text += rest if stopped is not None else rest + self._stops.end()
             self.finish = output.finish if stopped is None else Finish.STOP
             reason = output.stop_reason if stopped is None else stopped
-        self.events = output.events or self.events
+        self.events += output.events
         return self._chunk(text, self._prompt_tokens(output), reason)
 
     def timeline(self, before: Sequence[Event], replays: Sequence[float]) -> Timeline:

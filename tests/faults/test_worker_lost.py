@@ -74,7 +74,7 @@ def test_the_timeline_tells_of_the_replay(checkpoint: Path) -> None:
             assert told.last
             (timeline,) = told.last.timelines
             names = [event.name for event in timeline.events]
-            assert names.count("replayed") == 1
+            assert names.count("replayed") == 1 and names.count("admitted") == 2
             assert names[0] == "arrival" and names[-1] == "finished"
             assert len(timeline.tokens) == 60
             times = [token.time for token in timeline.tokens]

@@ -20,6 +20,7 @@ from tests.unit.engine.toy import (
     greedy,
     prompt,
     run_one,
+    story_of,
     tokens_of,
     toy_engine,
 )
@@ -250,7 +251,7 @@ def test_a_replay_of_something_finished_only_says_so() -> None:
 def test_the_timeline_tells_the_whole_story() -> None:
     engine = toy_engine(step_seconds=1e-9)
     outputs = run_one(engine, prompt(20), greedy(3))
-    events = outputs[-1].events
+    events = story_of(outputs)
     assert [(e.name, e.tokens, e.step) for e in events] == [
         ("queued", 0, 0),
         ("admitted", 0, 1),
@@ -263,7 +264,7 @@ def test_the_timeline_tells_the_whole_story() -> None:
     assert [(t.step, t.batch, t.prefill) for t in times] == [(3, 1, 4), (4, 1, 0), (5, 1, 0)]
     clock = [e.time for e in events[:5]] + [t.time for t in times]
     assert clock == sorted(clock)
-    assert not any(output.events for output in outputs[:-1])
+    assert [len(output.events) for output in outputs] == [5, 0, 1]
 
 
 def test_stats_and_progress() -> None:

@@ -12,6 +12,7 @@ from tests.unit.engine.toy import (
     greedy,
     prompt,
     run_one,
+    story_of,
     tokens_of,
     toy_engine,
 )
@@ -25,7 +26,7 @@ def test_a_long_prompt_is_cut_while_others_decode_and_nobody_starves() -> None:
     engine.step()
     engine.add("long", prompt(400, 1), greedy(2))
     outputs = finish_all(engine)
-    chunks = [e.tokens for e in outputs["long"][-1].events if e.name == "prefill"]
+    chunks = [e.tokens for e in story_of(outputs["long"]) if e.name == "prefill"]
     assert sum(chunks) == 400 and all(12 <= chunk <= 20 for chunk in chunks[2:-1]), chunks
     stream = outputs["stream"]
     assert len(stream) == 59  # a token in every step
@@ -39,7 +40,7 @@ def test_prompts_that_do_not_fit_a_step_are_computed_one_after_the_other() -> No
     engine.add("b", prompt(100, 2), greedy(1))
     outputs = finish_all(engine)
     steps = {
-        id: [e.step for e in found[-1].events if e.name == "prefill"]
+        id: [e.step for e in story_of(found) if e.name == "prefill"]
         for id, found in outputs.items()
     }
     assert steps["a"][-1] < steps["b"][0]
@@ -47,7 +48,7 @@ def test_prompts_that_do_not_fit_a_step_are_computed_one_after_the_other() -> No
 
 def test_while_nobody_decodes_a_step_is_longer() -> None:
     engine = toy_engine(step_seconds=0.02)
-    events = run_one(engine, prompt(400), greedy(1))[-1].events
+    events = story_of(run_one(engine, prompt(400), greedy(1)))
     chunks = [e.tokens for e in events if e.name == "prefill"]
     assert all(60 <= chunk <= 82 for chunk in chunks[2:-1]), chunks
 
@@ -59,7 +60,7 @@ def test_a_step_that_is_too_long_already_at_most_doubles() -> None:
     for _ in range(40):
         engine.step()
     engine.add("long", prompt(300, 1), greedy(1))
-    events = finish_all(engine)["long"][-1].events
+    events = story_of(finish_all(engine)["long"])
     chunks = [e.tokens for e in events if e.name == "prefill"]
     assert all(12 <= chunk <= 24 for chunk in chunks[:-1]), chunks
 
@@ -81,9 +82,9 @@ def test_preemption_takes_the_latest_and_changes_nothing() -> None:
     outputs = finish_all(engine)
     assert engine.stats().preemptions > 0
     assert {int(id): tokens_of(found) for id, found in outputs.items()} == alone
-    names = [event.name for event in outputs["3"][-1].events]
+    names = [event.name for event in story_of(outputs["3"])]
     assert "preempted" in names and names.count("admitted") == names.count("preempted") + 1
-    assert all(event.name != "preempted" for event in outputs["0"][-1].events)
+    assert all(event.name != "preempted" for event in story_of(outputs["0"]))
 
 
 def test_a_newcomer_leaves_each_running_sequence_a_block_to_grow() -> None:
@@ -113,7 +114,7 @@ def test_a_preempted_sequence_comes_back_before_those_that_wait() -> None:
     engine.add("c", prompt(5, 3), greedy(2))
     outputs = finish_all(engine)
     admitted = {
-        id: [e.step for e in found[-1].events if e.name == "admitted"]
+        id: [e.step for e in story_of(found) if e.name == "admitted"]
         for id, found in outputs.items()
     }
     assert len(admitted["b"]) > 1 and admitted["b"][-1] <= admitted["c"][0]

@@ -11,7 +11,7 @@ from mainspring.engine.batch import Batch
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.sequence import Output
 from mainspring.kernels import Array, Cache, Kernels, load_kernels
-from mainspring.types import Sampling
+from mainspring.types import Event, Sampling
 
 LAYERS, HEADS, KV, HEAD, HIDDEN = 2, 4, 2, 8, 32
 VOCABULARY = 97
@@ -111,6 +111,10 @@ def finish_all(engine: Engine, limit: int = 5000) -> dict[str, list[Output]]:
         for output in engine.step():
             outputs.setdefault(output.id, []).append(output)
     raise AssertionError(f"still working after {limit} steps")
+
+
+def story_of(outputs: list[Output]) -> list[Event]:
+    return [event for output in outputs for event in output.events]
 
 
 def tokens_of(outputs: list[Output]) -> list[int]:
