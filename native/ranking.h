@@ -151,11 +151,19 @@ class Ranking {
   void measure_weights(float least, Level& level) const {
     for (std::int64_t run = 0; run < count_; run += kRun) {
       const std::int64_t end = run + kRun < count_ ? run + kRun : count_;
-      float mass = 0.0f;
-      for (std::int64_t i = run; i < end; ++i) {
-        const bool kept = weights_[i] >= least;
-        level.count += kept;
-        mass += kept ? weights_[i] : 0.0f;
+      Float masses{};
+      std::int64_t i = run;
+      for (; i + lanes <= end; i += lanes) {
+        const Float w = load(weights_ + i);
+        const Mask kept = at_least(w, broadcast(least));
+        level.count += mainspring::MAINSPRING_ISA::count(kept);
+        masses = add_where(kept, masses, w);
+      }
+      float mass = sum(masses);
+      for (; i < end; ++i) {
+        if (weights_[i] < least) continue;
+        level.count += 1;
+        mass += weights_[i];
       }
       level.mass += double(mass);
     }
@@ -164,19 +172,21 @@ class Ranking {
   // Tokens with low <= logit < high, in order of id; returns how many.
   std::int64_t extract(float low, float high) const {
     std::int64_t found = 0;
-    const auto see = [&](std::int64_t i) {
+    std::int64_t i = 0;
+    for (; i + lanes <= count_; i += lanes) {
+      const Mask inside = between(load(logits_ + i), broadcast(low), broadcast(high));
+      if (none(inside)) continue;
+      for (int lane = 0; lane < lanes; ++lane) {
+        if (has(inside, lane)) {
+          candidates_[found++] = {logits_[i + lane], std::int32_t(i + lane)};
+        }
+      }
+    }
+    for (; i < count_; ++i) {
       if (logits_[i] >= low && logits_[i] < high) {
         candidates_[found++] = {logits_[i], std::int32_t(i)};
       }
-    };
-    std::int64_t i = 0;
-    for (; i + 2 * lanes <= count_; i += 2 * lanes) {
-      // Most of the vocabulary is below.
-      const Float most = max(load(logits_ + i), load(logits_ + i + lanes));
-      if (none(at_least(most, broadcast(low)))) continue;
-      for (int lane = 0; lane < 2 * lanes; ++lane) see(i + lane);
     }
-    for (; i < count_; ++i) see(i);
     return found;
   }
 

@@ -39,6 +39,7 @@ inline Int widened(const std::int8_t* p) {
 // All bits of a lane or none, and what is done where they are set.
 using Mask = Int;
 inline Mask at_least(Float a, Float b) { return a >= b; }
+inline Mask between(Float v, Float low, Float high) { return (v >= low) & (v < high); }
 inline bool none(Mask mask) { return _mm256_testz_si256(__m256i(mask), __m256i(mask)) != 0; }
 inline bool has(Mask mask, int lane) { return mask[lane] != 0; }
 inline Float add_where(Mask mask, Float sum, Float v) { return sum + Float(mask & Int(v)); }

@@ -35,6 +35,9 @@ inline Int widened(const std::int8_t* p) {
 // One bit a lane, and what is done where it is set.
 using Mask = __mmask16;
 inline Mask at_least(Float a, Float b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+inline Mask between(Float v, Float low, Float high) {  // low <= v < high
+  return Mask(at_least(v, low) & ~at_least(v, high));
+}
 inline bool none(Mask mask) { return mask == 0; }
 inline bool has(Mask mask, int lane) { return (mask >> lane & 1) != 0; }
 inline Float add_where(Mask mask, Float sum, Float v) {

@@ -48,6 +48,7 @@ inline Int widened(const std::int8_t* p) { return Int{p[0], p[1], p[2], p[3]}; }
 // All bits of a lane or none, and what is done where they are set.
 using Mask = Int;
 inline Mask at_least(Float a, Float b) { return a >= b; }
+inline Mask between(Float v, Float low, Float high) { return (v >= low) & (v < high); }
 inline bool none(Mask mask) { return (mask[0] | mask[1] | mask[2] | mask[3]) == 0; }
 inline bool has(Mask mask, int lane) { return mask[lane] != 0; }
 inline Float add_where(Mask mask, Float sum, Float v) { return sum + Float(mask & Int(v)); }
