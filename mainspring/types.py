@@ -109,6 +109,8 @@ class Request(Struct, frozen=True, kw_only=True):
     prompts: tuple[str | tuple[int, ...], ...] = ()
     """Task.COMPLETE: each a text or token ids; choices are numbered prompt * n + i."""
     sampling: Sampling = Sampling()
+    chosen: frozenset[str] = frozenset()
+    """Fields of `sampling` that the client set; the checkpoint's own defaults fill the others."""
     n: int = 1
     stop: tuple[str, ...] = ()
     """Strings that end a choice; they are not part of its text."""

@@ -40,7 +40,7 @@ class LocalTalk:
         before, start, first = self.llm.stats(), time.monotonic(), 0.0
         with held_interrupts() as interrupted:
             # Leaving the loop drops the iterator, which ends the sequence in the Engine.
-            for text in self.llm.stream(messages, sampling_of(options)):
+            for text in self.llm.stream(messages, sampling_of(options, self.llm.defaults)):
                 first = first or time.monotonic() - start
                 yield Piece(text=text)
                 if interrupted():
@@ -51,12 +51,12 @@ class LocalTalk:
         self.llm.close()
 
 
-def sampling_of(options: Options) -> Sampling:
+def sampling_of(options: Options, defaults: Sampling) -> Sampling:
     """What was asked for, with a new seed where none was."""
     given: dict[str, Any] = {
         name: value for name, value in msgspec.structs.asdict(options).items() if value is not None
     }
-    return Sampling(**{"seed": secrets.randbits(63), **given})
+    return msgspec.structs.replace(defaults, **{"seed": secrets.randbits(63), **given})
 
 
 def numbers(before: EngineStats, after: EngineStats, first: float, total: float) -> Piece:

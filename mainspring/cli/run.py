@@ -8,34 +8,22 @@ import stat
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import click
-import msgspec
-from msgspec import Meta, Struct
 
 from mainspring.cli.command import command
 from mainspring.cli.conversation import Conversation
 from mainspring.cli.settings import client_options, config_from, setting_options
 from mainspring.cli.talk import Options, ServerTalk, Talk, serving
 from mainspring.config import Config, ModelConfig
-from mainspring.errors import BadRequest, MainspringError
+from mainspring.errors import BadRequest
 from mainspring.registry import resolve
-from mainspring.registry.verify import read_limited
 
 __all__ = ["run"]
 
 MODEL_FLAGS = ("quantize", "context", "kv_memory", "threads", "isa")
 PIPED_LIMIT = 8 << 20
-GENERATION_LIMIT = 1 << 20
-
-
-class Generation(Struct):
-    """The part of generation_config.json that says how a checkpoint likes to be sampled."""
-
-    do_sample: bool | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
 
 
 @command(
@@ -81,8 +69,7 @@ def run(
     config = config_from(flags)
     question = question_of(prompt)
     local = any(flags[name] is not None for name in MODEL_FLAGS)
-    given = Options(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
-    options = with_defaults(given, model, Path(config.home))
+    options = Options(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
     with contextlib.closing(talk_of(model, config, local=local)) as talk:
         conversation = Conversation(talk, options, system=system, stats=stats)
         if question is not None:
@@ -133,21 +120,6 @@ def talk_of(model: str, config: Config, *, local: bool) -> Talk:
     from mainspring.cli.local import LocalTalk
 
     return LocalTalk(found, config.defaults)
-
-
-def with_defaults(given: Options, model: str, home: Path) -> Options:
-    """The options with the checkpoint's own temperature and top_p where none were given."""
-    try:
-        path = resolve(model, home).path / "generation_config.json"
-        own = msgspec.json.decode(read_limited(path, GENERATION_LIMIT), type=Generation)
-    except (MainspringError, OSError, msgspec.DecodeError):
-        return given  # a model that only the server knows, or a checkpoint that says nothing
-    temperature = 0.0 if own.do_sample is False else own.temperature
-    return msgspec.structs.replace(
-        given,
-        temperature=temperature if given.temperature is None else given.temperature,
-        top_p=own.top_p if given.top_p is None else given.top_p,
-    )
 
 
 def line_reader() -> Callable[[str], str]:

@@ -9,12 +9,13 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
 from mainspring.config import ModelConfig
 from mainspring.errors import BadRequest, Overloaded, Unavailable
+from mainspring.registry.generation import sampling_defaults
 from mainspring.runtimes.answer import Answer
 from mainspring.runtimes.choice import Choice
 from mainspring.runtimes.prompt import Prompt, Prompts
@@ -22,7 +23,7 @@ from mainspring.runtimes.protocol import Ready
 from mainspring.runtimes.supervisor import Supervisor
 from mainspring.runtimes.template import ChatTemplate, read_template
 from mainspring.runtimes.tokenizer import Tokenizer
-from mainspring.types import Chunk, EngineStats, ModelInfo, Request, Task
+from mainspring.types import Chunk, EngineStats, ModelInfo, Request, Sampling, Task
 
 __all__ = ["LLMRuntime"]
 
@@ -59,6 +60,7 @@ class LLMRuntime:
         self._template: ChatTemplate | None = None
         self._prompts: Prompts | None = None
         self._info: ModelInfo | None = None
+        self._defaults: dict[str, Any] = {}
         self._places = config.max_running + config.max_queue
         self._taken = 0
         self._answers: set[Answer] = set()
@@ -96,6 +98,7 @@ class LLMRuntime:
 
     async def _load(self) -> tuple[Ready, Prompts]:
         """Worker, tokenizer and template at the same time; the first that fails ends the others."""
+        self._defaults = await self._in_thread(lambda: sampling_defaults(self._path))
         files = await self._in_thread(lambda: read_template(self._path))
         self._template = ChatTemplate(files)
         worker = asyncio.create_task(self._supervisor.start())
@@ -228,25 +231,28 @@ class LLMRuntime:
             prompts = await self._in_thread(
                 lambda: [complete(prompt, echo=request.echo) for prompt in request.prompts]
             )
+        sampling = self._filled(request)
         for prompt in prompts:
-            self._prompts.check(prompt, request.sampling)
+            self._prompts.check(prompt, sampling)
         seed = secrets.randbelow(SEEDS) if request.seed is None else request.seed
         choices: list[Choice] = []
         for prompt in prompts:
             for _ in range(request.n):
-                sampling = msgspec.structs.replace(
-                    request.sampling, seed=(seed + len(choices)) % SEEDS
-                )
                 choice = Choice(
                     len(choices),
                     self._prompts.tokenizer,
                     prompt,
-                    sampling,
+                    msgspec.structs.replace(sampling, seed=(seed + len(choices)) % SEEDS),
                     stop=request.stop,
                     continues=not chat,
                 )
                 choices.append(choice)
         return choices
+
+    def _filled(self, request: Request) -> Sampling:
+        """The request's sampling, with the checkpoint's defaults where the client said nothing."""
+        unsaid = {k: v for k, v in self._defaults.items() if k not in request.chosen}
+        return msgspec.structs.replace(request.sampling, **unsaid)
 
     async def _chat(self, request: Request) -> Prompt:
         assert self._prompts is not None and self._template is not None

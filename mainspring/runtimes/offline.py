@@ -19,9 +19,10 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from mainspring.config import Config, ModelConfig
+from mainspring.config import ModelConfig, load_config
 from mainspring.errors import BadRequest
 from mainspring.registry import resolve
+from mainspring.registry.generation import sampling_defaults
 from mainspring.runtimes.choice import Choice
 from mainspring.runtimes.loading import load
 from mainspring.runtimes.prompt import Prompt, Prompts
@@ -63,6 +64,8 @@ class LLM:
         except msgspec.ValidationError as error:
             raise BadRequest(f"setting {error}") from error
         name, path = _locate(model)
+        self.defaults = Sampling(**sampling_defaults(path))
+        """How the checkpoint likes to be sampled; taken where a call brings no `sampling`."""
         loaded = load(path, config)
         self._engine = loaded.engine
         self._at_once = config.max_running  # more wait here: the Engine's queue bounds nobody
@@ -84,7 +87,7 @@ class LLM:
 
         Prompt i samples with the seed `sampling.seed + i`.
         """
-        sampling = sampling or Sampling()
+        sampling = sampling or self.defaults
         texts = [prompts] if isinstance(prompts, str) else prompts
         made = [self._prompts.complete(prompt, echo=False) for prompt in texts]
         choices = [
@@ -125,7 +128,7 @@ class LLM:
         else:
             ids = prompt if isinstance(prompt, str) else [i for i in prompt if isinstance(i, int)]
             made = self._prompts.complete(ids, echo=False)
-            choice = self._choice(0, made, sampling or Sampling(), stop, continues=True)
+            choice = self._choice(0, made, sampling or self.defaults, stop, continues=True)
         return (chunk.text for chunk in self._run([choice]) if chunk.text)
 
     def stats(self) -> EngineStats:
@@ -162,7 +165,7 @@ class LLM:
         guarded = self._prompts.guard([_message(turn) for turn in messages], variables or {})
         rendering = self._thread.submit(lambda: self._loop.run(self._template.render(guarded)))
         prompt = self._prompts.chat(rendering.result(), guarded.mark)
-        return self._choice(0, prompt, sampling or Sampling(), stop, continues=False)
+        return self._choice(0, prompt, sampling or self.defaults, stop, continues=False)
 
     def _choice(
         self,
@@ -209,7 +212,7 @@ def _locate(model: str | Path) -> tuple[str, Path]:
     path = Path(model).expanduser()
     if path.is_dir():
         return path.resolve().name, path
-    found = resolve(str(model), Path(Config().home).expanduser())
+    found = resolve(str(model), Path(load_config().home).expanduser())
     return found.name, found.path
 
 

@@ -21,6 +21,18 @@ from mainspring.types import Message, Request, Sampling, Task
 __all__ = ["Ask", "parse_chat", "parse_completion"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+SAMPLING_FIELDS = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "min_tokens",
+    "ignore_eos",
+)
 CHOICES_IN_ALL = 256
 """`n` times the number of prompts at most."""
 
@@ -119,6 +131,7 @@ def _shared(fields: SharedFields, arrival: float, tenant: str) -> dict[str, Any]
         "n": fields.n or 1,
         "stop": (stop,) if isinstance(stop, str) else tuple(stop),
         "seed": fields.seed,
+        "chosen": frozenset(_given(fields)),
         "timeline": bool(fields.timeline),
         "tenant": f"{tenant}\0{fields.cache_salt}" if fields.cache_salt else tenant,
     }
@@ -131,29 +144,23 @@ def _sampling(
         raise BadRequest(
             f"min_tokens: {fields.min_tokens} is over max_tokens, {max_tokens}", param="min_tokens"
         )
-    given = {
-        name: value
-        for name in (
-            "temperature",
-            "top_p",
-            "min_p",
-            "repetition_penalty",
-            "presence_penalty",
-            "frequency_penalty",
-            "logit_bias",
-            "min_tokens",
-            "ignore_eos",
-        )
-        if (value := getattr(fields, name)) is not None
-    }
     return Sampling(
-        top_k=max(fields.top_k or 0, 0),
         stop_token_ids=tuple(fields.stop_token_ids or ()),
         max_tokens=max_tokens,
         logprobs=logprobs,
         prompt_logprobs=prompt_logprobs,
-        **given,
+        **_given(fields),
     )
+
+
+def _given(fields: SharedFields) -> dict[str, Any]:
+    """The fields of Sampling that go by the same name and were set."""
+    given = {
+        name: value for name in SAMPLING_FIELDS if (value := getattr(fields, name)) is not None
+    }
+    if "top_k" in given:
+        given["top_k"] = max(given["top_k"], 0)  # -1 asks for all, too
+    return given
 
 
 def _message(fields: MessageFields, path: str) -> Message:

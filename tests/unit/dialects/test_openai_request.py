@@ -34,6 +34,7 @@ def test_a_small_request_has_the_defaults() -> None:
     assert ask.request.id == "chatcmpl-1"
     assert ask.request.messages == (Message("user", "hi"),)
     assert ask.request.sampling == Sampling()
+    assert ask.request.chosen == frozenset()
     assert (ask.request.n, ask.request.stop, ask.request.seed) == (1, (), None)
     assert (ask.stream, ask.include_usage, ask.ignored) == (False, False, ())
 
@@ -93,6 +94,7 @@ def test_every_field_arrives() -> None:
 
 def test_top_k_minus_one_is_all() -> None:
     assert chat(top_k=-1).request.sampling.top_k == 0
+    assert chat(top_k=-1, min_p=0.1).request.chosen == {"top_k", "min_p"}
 
 
 def test_a_salt_separates_caches() -> None:

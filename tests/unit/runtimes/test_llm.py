@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -170,6 +171,22 @@ def test_chat(checkpoint: Path, run: Callable[..., None]) -> None:
         assert isinstance(error, BadRequest) and error.param == "chat_template_kwargs"
 
     serving(checkpoint, test, run=run)
+
+
+def test_the_checkpoints_own_sampling_fills_what_the_client_left_out(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "calm")
+    says = {"eos_token_id": 256, "do_sample": False}
+    (checkpoint / "generation_config.json").write_text(json.dumps(says))
+
+    async def test(served: LLMRuntime) -> None:
+        warm = Sampling(temperature=1.0, max_tokens=20, ignore_eos=True)
+        greedy = await tell(served.run(request(sampling=GREEDY)))
+        unsaid = await tell(served.run(request(sampling=warm, seed=1)))
+        chosen = frozenset({"temperature"})
+        said = await tell(served.run(request(sampling=warm, seed=1, chosen=chosen)))
+        assert unsaid.texts == greedy.texts != said.texts
+
+    serving(checkpoint, test)
 
 
 def test_template_variables_where_they_are_allowed(tmp_path: Path) -> None:
