@@ -22,7 +22,10 @@ run: $(VENV)/.installed  ## install and serve the embedded model on 127.0.0.1:80
 test: $(VENV)/.installed-dev  ## all tests, in parallel, without torch
 	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
 
-check: $(VENV)/.installed-dev  ## style, types, layers
+check: $(VENV)/.installed-dev  ## style, types, layers, C++ warnings as errors
+	$(BIN)/cmake -S . -B build/check -G Ninja -DMAINSPRING_WERROR=ON -DCMAKE_BUILD_TYPE=Release \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build build/check --parallel 2
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from mainspring.kernels.cpu import probe
+from mainspring.kernels import load_kernels
+from mainspring.kernels.cpu import measure
 
 from benchmarks.sides import Side
 
@@ -66,6 +67,7 @@ def compare(
     shape: str, threads: int, rounds: int, wanted: set[str], peer: str
 ) -> Iterator[dict[str, Any]]:
     """One row a cell: each side's runs, medians and their ratio."""
+    kernels = load_kernels(threads=threads)
     for precision in ("int8", "int4", "bf16"):
         cells = [c for c in CELLS if c[1] == precision and (not wanted or c[0] in wanted)]
         if not cells:
@@ -88,7 +90,7 @@ def compare(
                     "versions": [ours.about, theirs.about],
                 }
                 for _ in range(rounds):
-                    row["bandwidth_gb_s"].append(round(probe(threads)["gb_per_second"], 1))
+                    row["bandwidth_gb_s"].append(round(measure(kernels).read / 1e9, 1))
                     for name, side in (("ours", ours), ("peer", theirs)):
                         run = side.measure(
                             "batch", sequences=sequences, prompt=prompt, output=output
