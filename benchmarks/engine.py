@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.sides import Side
 from mainspring.kernels import load_kernels
 from mainspring.kernels.cpu import measure
-
-from benchmarks.sides import Side
 
 ROOT = Path(__file__).parents[1]
 # (cell, precision, sequences, prompt, output, the figure that is compared)

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from mainspring.engine.engine import Engine, EngineConfig
-from mainspring.engine.weights import random_model
-
 from benchmarks.shapes import SHAPES
 from benchmarks.sides import answer, resident_mb
 from mainspring import __version__
+from mainspring.engine.engine import Engine, EngineConfig
+from mainspring.engine.weights import random_model
 from mainspring.kernels import BLOCK, load_kernels
 from mainspring.types import Sampling
 
