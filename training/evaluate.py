@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -74,11 +75,11 @@ def mainspring_answerer(directory: Path, **settings: Any) -> Answerer:
     from mainspring import LLM
     from mainspring.types import Message, Sampling
 
-    llm = LLM(directory, **settings)
     greedy = Sampling(temperature=0.0, max_tokens=LONGEST)
 
     def answer(questions: Sequence[str]) -> list[str]:
-        return [llm.chat([Message("user", text)], greedy).text for text in questions]
+        with LLM(directory, **settings) as llm:
+            return [llm.chat([Message("user", text)], greedy).text for text in questions]
 
     return answer
 
@@ -106,6 +107,11 @@ def transformers_answerer(directory: Path) -> Answerer:
         return texts
 
     return answer
+
+
+def digest(directory: Path) -> str:
+    """sha256 of the weights, so that a score is known to be of this checkpoint."""
+    return hashlib.sha256((directory / "model.safetensors").read_bytes()).hexdigest()
 
 
 def arguments() -> argparse.Namespace:
@@ -136,6 +142,7 @@ def main() -> None:
     if options.save:
         trained = json.loads((ROOT / "runs" / f"{options.model.name}.json").read_text())
         evaluated = {
+            "weights_sha256": digest(options.model),
             "engine": options.engine,
             "quantize": options.quantize,
             "seconds": round(time.monotonic() - start, 1),
