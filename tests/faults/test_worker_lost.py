@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 
@@ -118,17 +119,17 @@ def test_a_request_that_crashes_the_worker_thrice_is_given_up(checkpoint: Path) 
     async def main() -> None:
         async with runtime(checkpoint) as served:
 
-            async def poison() -> None:
-                chunks = served.run(request(sampling=GREEDY))
-                # Three kills while it is in flight, each after the Worker is up again.
-                async for _ in chunks:
-                    if served.worker and served.unhealthy() is None and served.restarts < 3:
-                        os.kill(served.worker, signal.SIGKILL)
-                        before = served.restarts
-                        await until(lambda count=before: served.restarts > count)
-
+            # Long enough to be in flight at each of three kills, right after the Worker is up.
+            long = msgspec.structs.replace(GREEDY, max_tokens=450)
+            poison = asyncio.ensure_future(tell(served.run(request(sampling=long))))
+            await until(lambda: served.stats().running == 1)
+            for crash in range(3):
+                await until(lambda: served.worker and served.unhealthy() is None)
+                assert served.worker
+                os.kill(served.worker, signal.SIGKILL)
+                await until(lambda count=crash: served.restarts > count)
             with pytest.raises(WorkerLost, match="3 times on this request"):
-                await poison()
+                await poison
             assert served.restarts == 3
             await until(lambda: served.unhealthy() is None)
             told = await tell(served.run(request()))
