@@ -1,0 +1,63 @@
+"""Write benchmarks/README.md from results/*.json: `python benchmarks/report.py`."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+PAGE = HERE / "README.md"
+HEAD = """# Benchmarks
+
+Benchmarks are hard, and these have limits: random weights say nothing about quality, two cores are
+not a server, and memory bandwidth on a shared machine moves by itself. So both sides run in turns
+on the same cores, figures are medians, and what counts is the ratio. Everything below is in
+`results/` with machine, commit and versions; this page is written from there by `report.py`.
+
+| script | question |
+|---|---|
+| `engine.py` | the Engine against llama.cpp: one stream, prompts, batches (`make bench`) |
+| `server.py` | start to ready, memory of all processes, streams over HTTP |
+| `kernels.py` | each kernel against the machine's limits |
+"""
+
+
+def engine_table(path: Path) -> str:
+    """One result file of engine.py as Markdown."""
+    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    rows = result["rows"]
+    machine = result["machine"]
+    peer = rows[0]["versions"][1]["version"]
+    lines = [
+        f"## Engine, {rows[0]['shape']} shape, {rows[0]['versions'][0]['threads']} threads",
+        "",
+        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, commit "
+        f"{machine['commit']}, {machine['date']}; {peer}. Tokens a second.",
+        "",
+        "| cell | weights | Mainspring | llama.cpp | ratio | resident, MB | llama.cpp, MB |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        sizes = [round(sum(row[f"{side}_resident_mb"].values())) for side in ("ours", "peer")]
+        lines.append(
+            f"| {row['cell']} | {row['precision']} | {statistics.median(row['ours'])} "
+            f"| {statistics.median(row['peer'])} | {row['ratio']} | {sizes[0]} | {sizes[1]} |"
+        )
+    return "\n".join(lines)
+
+
+def page() -> str:
+    """The whole page."""
+    tables = [engine_table(path) for path in sorted((HERE / "results").glob("engine-*.json"))]
+    notes = (
+        "decode: one stream, 32 tokens in, 128 out. prefill: one prompt. batch: 16 or 32 sequences "
+        "of 128 in and 128 out,\nend to end. llama.cpp keeps its weights in the file's pages, "
+        "which count as resident here."
+    )
+    return "\n\n".join([HEAD.rstrip(), *tables, notes]) + "\n"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
