@@ -135,4 +135,5 @@ def main() -> None:
         print(f"saved {path.relative_to(ROOT)}")
 
 
-main()
+if __name__ == "__main__":
+    main()

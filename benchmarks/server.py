@@ -147,4 +147,5 @@ def main() -> None:
     print(json.dumps(result, indent=1))
 
 
-main()
+if __name__ == "__main__":
+    main()
