@@ -7,17 +7,17 @@ import contextlib
 import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
 from mainspring.config import ModelConfig
-from mainspring.errors import BadRequest, Overloaded, Unavailable
+from mainspring.errors import BadRequest, ModelError, Overloaded, Unavailable
 from mainspring.registry.generation import sampling_defaults
 from mainspring.runtimes.answer import Answer
 from mainspring.runtimes.choice import Choice
+from mainspring.runtimes.lane import Lane, Stuck
 from mainspring.runtimes.prompt import Prompt, Prompts
 from mainspring.runtimes.protocol import Ready
 from mainspring.runtimes.supervisor import Supervisor
@@ -31,6 +31,11 @@ SEEDS = 1 << 63
 OUTPUT_GUESS = 128.0
 """output tokens of a choice, before any has ended"""
 RETRY_LIMIT = 300.0
+READ_SECONDS, READ_CHARACTERS = 10.0, 100_000
+"""A text may take so long to become tokens, and a second for each so many characters: a hundred
+times what a sound tokenizer needs."""
+TOKENIZER_SECONDS = 60.0
+"""to load the tokenizer"""
 
 T = TypeVar("T")
 
@@ -56,7 +61,7 @@ class LLMRuntime:
         self._config = config
         self._template_variables = template_variables
         self._supervisor = Supervisor(name, path, config, stall_seconds=stall_seconds)
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix=f"tokenize-{name}")
+        self._lane = Lane(f"tokenize-{name}")
         self._template: ChatTemplate | None = None
         self._prompts: Prompts | None = None
         self._info: ModelInfo | None = None
@@ -102,7 +107,9 @@ class LLMRuntime:
         files = await self._in_thread(lambda: read_template(self._path))
         self._template = ChatTemplate(files)
         worker = asyncio.create_task(self._supervisor.start())
-        tokenizer = asyncio.create_task(self._in_thread(lambda: Tokenizer(self._path)))
+        tokenizer = asyncio.create_task(
+            self._in_thread(lambda: Tokenizer(self._path), TOKENIZER_SECONDS)
+        )
         template = asyncio.create_task(self._template.start())
         try:
             await asyncio.gather(worker, tokenizer, template)
@@ -123,7 +130,7 @@ class LLMRuntime:
         await self._supervisor.stop()
         if self._template:
             await self._template.stop()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._lane.close()
 
     # What is known of it --------------------------------------------------------------------------
 
@@ -152,6 +159,8 @@ class LLMRuntime:
         """None when requests are being answered; else why not."""
         if self._stopped:
             return "stopping"
+        if self._lane.stuck:
+            return "its tokenizer does not come to the end of a text"
         return self._supervisor.unhealthy() or (None if self._info else "loading")
 
     # Requests -------------------------------------------------------------------------------------
@@ -185,8 +194,8 @@ class LLMRuntime:
     def _admit(self, places: int) -> None:
         if self._stopped or self._prompts is None:
             raise Unavailable(f"model {self.name} is {self.unhealthy() or 'loading'}")
-        if self._supervisor.lost:
-            raise Unavailable(f"model {self.name} is {self._supervisor.unhealthy()}")
+        if self._supervisor.lost or self._lane.stuck:
+            raise Unavailable(f"model {self.name} does not answer: {self.unhealthy()}")
         if places > self._places:
             raise BadRequest(
                 f"the request has {places} choices; this server takes {self._places} at a time",
@@ -229,7 +238,8 @@ class LLMRuntime:
         else:
             complete = self._prompts.complete
             prompts = await self._in_thread(
-                lambda: [complete(prompt, echo=request.echo) for prompt in request.prompts]
+                lambda: [complete(prompt, echo=request.echo) for prompt in request.prompts],
+                reading_seconds(sum(map(len, request.prompts))),
             )
         sampling = self._filled(request)
         for prompt in prompts:
@@ -263,9 +273,26 @@ class LLMRuntime:
                 "--template-variables",
                 param="chat_template_kwargs",
             )
-        guarded = await self._in_thread(lambda: prompts.guard(request.messages, asked))
+        said = sum(len(message.content or "") for message in request.messages)
+        guarded = await self._in_thread(
+            lambda: prompts.guard(request.messages, asked), reading_seconds(said)
+        )
         text = await self._template.render(guarded)
-        return await self._in_thread(lambda: prompts.chat(text, guarded.mark))
+        return await self._in_thread(
+            lambda: prompts.chat(text, guarded.mark), reading_seconds(len(text))
+        )
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+    async def _in_thread(self, work: Callable[[], T], seconds: float = READ_SECONDS) -> T:
+        """Raises ModelError when the tokenizer takes longer than any sound one would."""
+        try:
+            return await self._lane.run(work, seconds)
+        except Stuck as error:
+            raise ModelError(
+                f"the tokenizer of {self.name} does not come to the end of a text: the patterns in "
+                "its tokenizer.json take too long; unload the model and repair them"
+            ) from error
+
+
+def reading_seconds(characters: int) -> float:
+    """How long a text of this length may take to become tokens."""
+    return READ_SECONDS + characters / READ_CHARACTERS

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from mainspring.errors import BadRequest, ContextLength
+from mainspring.errors import BadRequest, ContextLength, ModelError
 from mainspring.runtimes.tokenizer import Guard, Tokenizer
 from mainspring.types import Message, Sampling
 
@@ -61,7 +61,7 @@ class Prompts:
     def chat(self, text: str, mark: str) -> Prompt:
         """The prompt of a rendered conversation. Raises ContextLength."""
         self._check_slices(text)
-        return Prompt(tuple(self.tokenizer.encode_guarded(text, mark)))
+        return Prompt(self._known(self.tokenizer.encode_guarded(text, mark)))
 
     def complete(self, prompt: str | Sequence[int], *, echo: bool) -> Prompt:
         """The prompt of a completion: whoever sends it writes all of it, special tokens included.
@@ -71,7 +71,7 @@ class Prompts:
         if isinstance(prompt, str):
             self._check_bytes(_bytes(prompt))
             self._check_slices(prompt)
-            return Prompt(tuple(self.tokenizer.encode(prompt)), prompt if echo else "")
+            return Prompt(self._known(self.tokenizer.encode(prompt)), prompt if echo else "")
         self._check_ids(prompt)
         return Prompt(tuple(prompt), self.tokenizer.decode(prompt) if echo else "")
 
@@ -111,6 +111,15 @@ class Prompts:
                 f"context of {self._name} is {self._context}",
                 param="prompt",
             )
+
+    def _known(self, ids: list[int]) -> tuple[int, ...]:
+        """The ids that the tokenizer gave; `Tokenizer.check` cannot see all it might give."""
+        if ids and max(ids) >= self._vocabulary:
+            raise ModelError(
+                f"the tokenizer of {self._name} gives the token id {max(ids)}, but the model knows "
+                f"0 to {self._vocabulary - 1}: the files are not of one model"
+            )
+        return tuple(ids)
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         for worst in (min(ids, default=0), max(ids, default=0)):

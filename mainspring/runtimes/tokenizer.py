@@ -8,10 +8,11 @@ and `Tokenizer.encode_guarded` reads the rendering accordingly.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import secrets
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,11 @@ from mainspring.runtimes.detokenizer import (
 __all__ = ["Guard", "SpecialTokens", "Tokenizer"]
 
 FILE = "tokenizer.json"
-FILE_LIMIT = 128 << 20
+FILE_LIMIT = 64 << 20
+GROWTH_LIMIT = 64
+"""times that the replacements of a normalizer or decoder may lengthen a text"""
+TOKEN_LIMIT = 1 << 14
+"""bytes of a token"""
 PRIVATE = (range(0xE100, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 SLICE, SEAM = 1 << 16, 16
 """characters read at a time; tokens that cutting a text in two may add, and more"""
@@ -51,6 +56,7 @@ class TokenizerFile(Struct):
     """The parts of tokenizer.json that are of interest besides the library's reading of it."""
 
     added_tokens: list[AddedToken] = []
+    normalizer: Any = None
     decoder: Any = None
 
 
@@ -121,6 +127,7 @@ class Tokenizer:
             file = msgspec.json.decode(data, type=TokenizerFile)
         except msgspec.DecodeError as error:
             raise ModelError(f"{FILE}: {error}") from error
+        _check_growth(file)
         self.size = self._library.get_vocab_size(with_added_tokens=True)
         self._largest = self._largest_id(file)
         self._library.no_truncation()
@@ -133,9 +140,14 @@ class Tokenizer:
         skipped = self.special.ids()
         self._bytes = TokenBytes(file.decoder, self._library.id_to_token, skipped)
         self._added = {token.id: token.content for token in file.added_tokens}
-        self._simple = self._bytes.usable and self._bytes_agree()
+        with _blamed("cannot turn its own tokens into text"):
+            self._simple = self._bytes.usable and self._bytes_agree()
         self.longest = self._longest_token()
         """bytes of the longest token"""
+        if self.longest > TOKEN_LIMIT:
+            raise ModelError(
+                f"{FILE} has a token of {self.longest} bytes; the limit is {TOKEN_LIMIT}"
+            )
 
     # Text to ids ----------------------------------------------------------------------------------
 
@@ -195,7 +207,7 @@ class Tokenizer:
 
     def _encode(self, text: str, begin: bool, *, plain: bool = False) -> list[int]:
         """`plain`: special tokens are read as text."""
-        with self._lock:
+        with self._lock, _blamed("cannot read this text"):
             if plain is not self._library.encode_special_tokens:
                 self._library.encode_special_tokens = plain
             # The batch form without offsets is several times faster than `encode`.
@@ -279,10 +291,44 @@ def _read(path: Path) -> bytes:
 
 
 def _load(data: bytes) -> tokenizers.Tokenizer:
-    try:
+    with _blamed("is not a tokenizer", why=True):
         return tokenizers.Tokenizer.from_buffer(data)
+
+
+@contextlib.contextmanager
+def _blamed(fault: str, *, why: bool = False) -> Iterator[None]:
+    """The library's errors, also its panics (which are no Exceptions), as ModelErrors.
+
+    `why`: tell the library's words, which may quote the text that is read.
+    """
+    try:
+        yield
     except BaseException as error:
-        # The library's panics are no Exceptions.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise ModelError(f"{FILE} is not a tokenizer: {str(error)[:300]}") from error
+        words = f": {str(error)[:300]}" if why else ""
+        raise ModelError(f"{FILE} {fault}{words}") from (error if why else None)
+
+
+def _check_growth(file: TokenizerFile) -> None:
+    """Refuse what would make of a short text one that no memory holds, or of a token an hour."""
+    for name, part in (("normalizer", file.normalizer), ("decoder", file.decoder)):
+        growth = 1
+        for step in _steps(part):
+            if name == "decoder" and "Regex" in (step.get("pattern") or ()):
+                raise ModelError(f"{FILE}: a decoder's pattern must be a String, not a Regex")
+            added = [step.get("content"), step.get("prepend")]
+            growth *= max([1, *(len(text) for text in added if isinstance(text, str))])
+        if growth > GROWTH_LIMIT:
+            raise ModelError(
+                f"{FILE}: the {name} can make a text {growth} times as long; the limit is "
+                f"{GROWTH_LIMIT}"
+            )
+
+
+def _steps(part: Any) -> Iterator[dict[str, Any]]:
+    """The steps of a normalizer or decoder, those of a Sequence one by one."""
+    if isinstance(part, dict):
+        yield part
+        for inner in (*part.get("normalizers", ()), *part.get("decoders", ())):
+            yield from _steps(inner)

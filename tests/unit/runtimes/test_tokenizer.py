@@ -136,7 +136,7 @@ def test_ids_beyond_the_models(tmp_path: Path) -> None:
 def test_a_file_too_large(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
         file.truncate(1 << 30)
-    with pytest.raises(ModelError, match="128 MiB"):
+    with pytest.raises(ModelError, match="64 MiB"):
         Tokenizer(tmp_path)
 
 
