@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from mainspring.config import ModelConfig
-from mainspring.errors import InternalError, MainspringError, Unavailable, WorkerLost
+from mainspring.errors import (
+    InternalError,
+    MainspringError,
+    NumericalError,
+    Unavailable,
+    WorkerLost,
+)
 from mainspring.runtimes.link import Link
 from mainspring.runtimes.protocol import (
     Add,
@@ -44,6 +50,9 @@ CRASHES, CRASH_SECONDS = 5, 60.0
 """so many crashes within this time and the requests in flight are given up"""
 POISON = 3
 """crashes that one request may be part of"""
+SUSPECT, SUSPECT_SECONDS = 3, 60.0
+"""so many requests in a row end for want of numbers and the model is suspect: until one succeeds,
+or for so long, after which the next that fails makes it suspect again"""
 BACKOFF, BACKOFF_LIMIT = 0.25, 15.0
 LOAD_SILENCE = 30.0
 """seconds without a heartbeat while loading; packing a large matrix can hold the interpreter"""
@@ -119,6 +128,9 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._numbers = 0
         self._crashes: list[float] = []
+        self._numerical = 0
+        """requests in a row that ended with NaN or infinite logits, the last of them at:"""
+        self._numerical_time = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -126,8 +138,16 @@ class Supervisor:
         return self._link.pid if self._link else None
 
     def unhealthy(self) -> str | None:
-        """None when the Worker is up; else why it is not."""
-        return self._reason or None
+        """None when the Worker is up and computes numbers; else why it is not."""
+        if self._reason:
+            return self._reason
+        recent = time.monotonic() - self._numerical_time < SUSPECT_SECONDS
+        if self._numerical >= SUSPECT and recent:
+            return (
+                f"suspect: the last {self._numerical} requests ended with NaN or infinite logits; "
+                "check the checkpoint's files, or load it with another --quantize"
+            )
+        return None
 
     @property
     def lost(self) -> bool:
@@ -181,7 +201,11 @@ class Supervisor:
 
     def cancel(self, flight: Flight) -> None:
         """Forget the flight; the Worker frees it within a step. Idempotent."""
-        if self.flights.pop(flight.id, None) and self._link and flight.sent:
+        if self.flights.pop(flight.id, None) is None:
+            return
+        if flight.generated:
+            self._numerical = 0  # as far as anybody looked, it went well
+        if self._link and flight.sent:
             self._link.send(Cancel(flight.id))
 
     def _send(self, flight: Flight) -> None:
@@ -290,9 +314,13 @@ class Supervisor:
             return  # cancelled while this was on its way
         flight.generated += output.tokens
         if output.error is not None:
+            if output.error[0] == NumericalError.code:
+                self._numerical += 1
+                self._numerical_time = time.monotonic()
             self._end(flight, error_from(*output.error))
             return
         if output.finish is not None:
+            self._numerical = 0
             del self.flights[flight.id]
         flight.take(output)
 
@@ -304,6 +332,7 @@ class Supervisor:
         self.loaded = message
         self._reason = ""
         self._lost = False
+        self._numerical = 0
         for flight in self.flights.values():
             if flight.sent:
                 flight.replays.append(time.monotonic())
