@@ -18,6 +18,7 @@ from mainspring.api.listener import Listener, bind
 from mainspring.api.routes import Route, Routes
 from mainspring.api.server import Server, Sites
 from mainspring.config import Config, ModelConfig
+from mainspring.errors import BadRequest
 from mainspring.gateway.identity import Keys, check_exposure
 from mainspring.gateway.models import LocalRuntime, Models, Source
 from mainspring.gateway.pipeline import Pipeline
@@ -46,6 +47,7 @@ class App:
         self.metrics = Metrics(self._stats)
         self.pipeline = Pipeline(self.models, self.metrics.add)
         self._sources = [self._source(n, config.defaults) for n in config.models or (EMBEDDED,)]
+        _check_names([source.name for source in self._sources])
         self._unready: str | None = "starting"
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
@@ -109,7 +111,7 @@ class App:
             await asyncio.wait({loading, stopping})
             await self.models.stop()
             await self.listener.stop(0 if self._kill.is_set() else LAST_WORDS_SECONDS)
-            log.info("stopped")
+        log.info("stopped")
 
     def stop(self) -> None:
         """First call: drain, then end. Second call: end at once."""
@@ -135,6 +137,14 @@ class App:
         idle.cancel()
         killed.cancel()
         await asyncio.wait({idle, killed})
+
+
+def _check_names(names: list[str]) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise BadRequest(
+            f"two models are called {twice[0]!r}: give one another name, as NAME=DIRECTORY",
+            param="models",
+        )
 
 
 def build(config: Config) -> App:

@@ -7,7 +7,9 @@ A setting is read from, strongest first: the command's flag (`--max-queue 64`), 
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +20,7 @@ from msgspec import Meta, Struct
 
 from mainspring.errors import BadRequest
 
-__all__ = ["Config", "ModelConfig", "help_of", "load_config"]
+__all__ = ["Config", "ModelConfig", "help_of", "load_config", "wrong_setting"]
 
 GIB = 1 << 30
 
@@ -193,4 +195,20 @@ def load_config(
     try:
         return msgspec.convert(values, Config, strict=False)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"setting {error}") from error
+        raise wrong_setting(error) from error
+
+
+def wrong_setting(error: msgspec.ValidationError) -> BadRequest:
+    """The error in a user's words: the setting, its limit; `param` is the setting."""
+    what, _, place = str(error).partition(" - at `$.")
+    name = place.rstrip("`").removeprefix("defaults.")
+    if unknown := re.search(r"unknown field `(.*)`", what):
+        if unknown[1] in help_of(ModelConfig):
+            return BadRequest(f"setting {unknown[1]}: put it under [defaults]", param=unknown[1])
+        known = [*help_of(Config), *help_of(ModelConfig)]
+        near = difflib.get_close_matches(unknown[1], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else "docs/settings.md lists them"
+        return BadRequest(f"there is no setting {unknown[1][:100]!r}: {hint}", param=unknown[1])
+    if choices := re.search(r"regex '\^\((.*)\)\$'", what):
+        what = f"expected one of {choices[1].replace('|', ', ')}"
+    return BadRequest(f"setting {name}: {what[:1].lower()}{what[1:]}", param=name)

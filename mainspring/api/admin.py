@@ -11,11 +11,11 @@ from msgspec import Struct
 
 from mainspring.api.call import Call
 from mainspring.api.routes import Route
-from mainspring.config import ModelConfig
+from mainspring.config import ModelConfig, wrong_setting
 from mainspring.dialects.body import read_body
-from mainspring.errors import BadRequest
 from mainspring.gateway.identity import Permission
 from mainspring.gateway.models import Models, Served, Source, State
+from mainspring.registry.catalog import check_name
 
 __all__ = ["Admin"]
 
@@ -66,7 +66,7 @@ class Admin:
         settings = {key: raw[key] for key in raw if key not in {"model", "name"}}
         source = self._find(ask.model, _config(self._defaults, settings))
         if ask.name is not None:
-            source = msgspec.structs.replace(source, name=_checked(ask.name))
+            source = msgspec.structs.replace(source, name=check_name(ask.name, "name"))
         served = await self._finish(self._models.load(source))
         await call.answer(200, msgspec.json.encode(model_fields(served)))
 
@@ -93,13 +93,7 @@ def _config(defaults: ModelConfig, settings: dict[str, Any]) -> ModelConfig:
     try:
         return msgspec.convert(msgspec.structs.asdict(defaults) | settings, ModelConfig)
     except msgspec.ValidationError as error:
-        raise BadRequest(f"a setting of the model is wrong: {error}") from error
-
-
-def _checked(name: str) -> str:
-    if not 0 < len(name) <= 256 or not name.isprintable():
-        raise BadRequest("name: 1 to 256 printable characters", param="name")
-    return name
+        raise wrong_setting(error) from error
 
 
 def model_fields(served: Served) -> dict[str, Any]:

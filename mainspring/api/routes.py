@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Awaitable, Callable, Iterable
 from urllib.parse import unquote
 
@@ -64,7 +65,14 @@ class Routes:
         if methods:
             allowed = ", ".join(sorted(methods))
             raise MethodNotAllowed(f"{path[:100]} takes {allowed}", allowed=allowed)
-        raise NotFound(f"there is nothing at {path[:100]}; see /v1/models")
+        raise NotFound(f"there is nothing at {path[:100]}; {self._hint(path)}")
+
+    def _hint(self, path: str) -> str:
+        """Most clients that miss have left out /v1, or the end of a path."""
+        paths = [route.path for route in self._routes if not route.path.endswith(VARIABLE)]
+        if near := difflib.get_close_matches(path[:100], paths, n=1, cutoff=0.7):
+            return f"did you mean {near[0]}?"
+        return f"there are {', '.join(paths)}"
 
 
 def _decoded(text: str) -> str:

@@ -21,7 +21,6 @@ from mainspring.telemetry.log import pairs
 
 __all__ = ["Server", "Sites"]
 
-SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 GONE = 499
 """In log and metrics: the client left before the answer's end."""
 
@@ -119,8 +118,7 @@ class Server:
     async def _dispatch(self, call: Call) -> None:
         host = call.header(b"host")
         self._sites.check_host(host)
-        if call.method not in SAFE_METHODS:
-            self._sites.check_origin(call.header(b"origin"), host)
+        self._sites.check_origin(call.header(b"origin"), host)
         route, rest = self._routes.find(call.method, call.path)
         call.route = route.path
         if route.permission is not Permission.PUBLIC:

@@ -85,6 +85,9 @@ def _misplaced(message: str) -> BadRequest:
         return BadRequest(f"{path or 'body'}: {_plain(what)}", param=path or None)
     if missing := re.search(r"missing required field `(\w+)`", message):
         return BadRequest(f"{missing[1]}: this field is required", param=missing[1])
+    if unknown := re.search(r"contains unknown field `(.*)`", message, re.DOTALL):
+        name = unknown[1][:100]
+        return BadRequest(f"{name}: there is no such field here; leave it out", param=name)
     return BadRequest(f"body: {_plain(message)}")
 
 

@@ -73,6 +73,7 @@ class Models:
     def __init__(self, make: Callable[[Source], LocalRuntime]) -> None:
         self._make = make
         self._served: dict[str, Served] = {}
+        self._stopped = False
 
     def all(self) -> list[Served]:
         """By name, whatever their state."""
@@ -96,6 +97,8 @@ class Models:
 
     async def load(self, source: Source) -> Served:
         """Start serving. Raises Conflict when the name is taken, and what the Runtime raises."""
+        if self._stopped:
+            raise Unavailable("the server is shutting down; load it on another")
         if source.name in self._served:
             raise Conflict(
                 f"a model named {source.name!r} is {self._served[source.name].state.value} "
@@ -106,7 +109,7 @@ class Models:
         try:
             await served.runtime.start()
         except BaseException:
-            del self._served[source.name]
+            self._served.pop(source.name, None)  # `stop` may have taken it already
             await served.runtime.stop()
             raise
         served.state = State.LOADED
@@ -120,11 +123,12 @@ class Models:
         try:
             await served.runtime.stop(drain)
         finally:
-            del self._served[name]
+            self._served.pop(name, None)
         log.info("unloaded model=%s", name)
 
     async def stop(self) -> None:
-        """Stop all at once."""
+        """Stop all at once, for good."""
+        self._stopped = True
         runtimes = [served.runtime for served in self._served.values()]
         self._served.clear()
         await asyncio.gather(*(runtime.stop() for runtime in runtimes))

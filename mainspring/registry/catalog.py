@@ -21,10 +21,10 @@ NAME_RULE = (
 )
 
 
-def check_name(name: str) -> str:
+def check_name(name: str, param: str = "model") -> str:
     """`name`, if a model may be called so. Raises BadRequest with the rule otherwise."""
     if not is_name(name):
-        raise BadRequest(f"{name[:100]!r} is not a model name: {NAME_RULE}", param="model")
+        raise BadRequest(f"{name[:100]!r} is not a model name: {NAME_RULE}", param=param)
     return name
 
 

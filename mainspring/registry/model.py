@@ -39,6 +39,8 @@ def resolve(name: str, home: Path) -> ModelPath:
     """
     if name == EMBEDDED:
         return _embedded()
+    if not name or name.endswith("="):
+        raise BadRequest("the model's name is empty: give a name or a directory", param="model")
     if "=" in name:
         given, _, directory = name.partition("=")
         return ModelPath(check_name(given), _directory(directory), "")

@@ -54,7 +54,7 @@ class SharedFields(Struct, frozen=True, kw_only=True):
     top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
     top_k: Annotated[int, Meta(ge=-1, le=INT32)] | None = None
     min_p: Share | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=100)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=100)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
     logit_bias: (
@@ -63,7 +63,7 @@ class SharedFields(Struct, frozen=True, kw_only=True):
         ]
         | None
     ) = None
-    seed: Annotated[int, Meta(ge=-INT64, le=INT64)] | None = None
+    seed: Annotated[int, Meta(ge=-INT64 - 1, le=INT64)] | None = None
     stop: StopText | Annotated[list[StopText], Meta(max_length=STOPS_LIMIT)] | None = None
     stop_token_ids: Annotated[list[TokenId], Meta(max_length=STOP_IDS_LIMIT)] | None = None
     max_tokens: Count | None = None

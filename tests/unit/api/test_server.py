@@ -113,6 +113,42 @@ def test_pages_of_other_sites_change_nothing(server: Running, origin: str, statu
     assert "access-control-allow-origin" not in reply.headers
     unload = server.call("POST", "/admin/models/unload", {"model": "none"}, {"Origin": origin})
     assert unload.status == (404 if status == 200 else 403)
+    assert server.call("GET", "/v1/models", headers={"Origin": origin}).status == status
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/chat/completions", "did you mean /v1/chat/completions?"),
+        ("/v1/chat/completion", "did you mean /v1/chat/completions?"),
+        ("/health", "did you mean /health/live?"),
+        ("/", "there are /v1/models, /v1/chat/completions,"),
+    ],
+)
+def test_a_missed_path_is_told_the_near_one(server: Running, path: str, hint: str) -> None:
+    reply = server.call("GET", path)
+    assert (reply.status, reply.error["code"]) == (404, "not_found")
+    assert hint in reply.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"quantize": "int3"}, "quantize", "expected one of none, int8, int4, float32"),
+        ({"context": -1}, "context", "setting context: expected `int` >= 0"),
+        ({"contxt": 1}, "contxt", "did you mean context?"),
+        ({"name": "../x"}, "name", "is not a model name"),
+        ({"name": ""}, "name", "is not a model name"),
+        ({"name": "a\nb"}, "name", "is not a model name"),
+        ({"model": ""}, "model", "the model's name is empty"),
+    ],
+)
+def test_a_wrong_load_names_the_setting(
+    server: Running, fields: dict[str, Any], param: str, words: str
+) -> None:
+    reply = server.call("POST", "/admin/models/load", {"model": "mainspring-guide", **fields})
+    assert (reply.status, reply.error["param"]) == (400, param)
+    assert words in reply.error["message"]
 
 
 def test_a_route_without_a_permission_cannot_be_mounted() -> None:

@@ -99,3 +99,47 @@ def test_a_wrong_variable_is_an_error_too(run: Run, monkeypatch: pytest.MonkeyPa
     ran = run("ps")
     assert ran.code == 1
     assert "port" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "expected"),
+    [
+        ("MAINSPRING_QUANTIZE", "int3", "setting quantize: expected one of none, int8, int4"),
+        ("MAINSPRING_PORT", "abc", "setting port: expected `int`, got `str`"),
+        ("MAINSPRING_PORT", "99999", "setting port: expected `int` <= 65535"),
+    ],
+)
+def test_a_wrong_variable_names_the_setting(
+    run: Run, monkeypatch: pytest.MonkeyPatch, variable: str, text: str, expected: str
+) -> None:
+    monkeypatch.setenv(variable, text)
+    ran = run("serve")
+    assert ran.code == 1
+    assert ran.err.startswith(f"mainspring: {expected}")
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("prot = 1", "there is no setting 'prot': did you mean port?"),
+        ("zzz = 1", "there is no setting 'zzz': docs/settings.md lists them"),
+        ("[defaults]\nquantise = 'int8'", "there is no setting 'quantise': did you mean quantize?"),
+        ("quantize = 'int8'", "setting quantize: put it under [defaults]"),
+    ],
+)
+def test_a_wrong_line_of_the_file_names_the_setting(
+    run: Run, tmp_path: Path, line: str, expected: str
+) -> None:
+    file = tmp_path / "mainspring.toml"
+    file.write_text(line)
+    ran = run("serve", "--config", str(file))
+    assert (ran.code, ran.err) == (1, f"mainspring: {expected}\n")
+
+
+def test_two_models_of_one_name_are_refused_before_anything_is_loaded(run: Run) -> None:
+    ran = run("serve", "mainspring-guide", "mainspring-guide", "--port", "0")
+    assert ran.code == 1
+    assert ran.err == (
+        "mainspring: two models are called 'mainspring-guide': give one another name, as "
+        "NAME=DIRECTORY\n"
+    )

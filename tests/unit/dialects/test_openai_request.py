@@ -158,6 +158,7 @@ def test_prompts_that_are_none(prompt: Any, param: str) -> None:
         ("top_k", -5),
         ("min_p", 1.1),
         ("repetition_penalty", 0),
+        ("repetition_penalty", 1e-300),
         ("presence_penalty", 2.1),
         ("frequency_penalty", -2.1),
         ("seed", 2**200),

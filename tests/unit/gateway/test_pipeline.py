@@ -173,3 +173,11 @@ async def test_a_model_on_its_way_answers_nothing() -> None:
     served.state = State.UNLOADING
     with pytest.raises(Unavailable, match="unloading"):
         await made.models.unload("m", 0)
+
+
+async def test_a_stopped_server_loads_nothing_more() -> None:
+    made = await bench()
+    await made.models.stop()
+    with pytest.raises(Unavailable, match="shutting down"):
+        await made.models.load(SOURCE)
+    assert made.models.all() == []

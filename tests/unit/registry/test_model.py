@@ -85,6 +85,16 @@ def test_a_file_is_not_a_model(tmp_path: Path) -> None:
         resolve(str(file), tmp_path)
 
 
+@pytest.mark.parametrize("name", ["", "x="])
+def test_an_empty_name_is_not_the_directory_one_stands_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(BadRequest, match="name is empty"):
+        resolve(name, tmp_path)
+
+
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
