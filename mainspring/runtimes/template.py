@@ -120,9 +120,9 @@ class ChatTemplate:
             return
         if self._files.source is None:
             return
-        await self._spawn()
         asked = {"source": self._files.source, "variables": self._files.variables}
         try:
+            await self._spawn()
             _text_of(await self._ask(asked, STARTING_SECONDS))
         except BadRequest as error:
             await self._kill()
@@ -133,22 +133,26 @@ class ChatTemplate:
 
     async def _spawn(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",
-                "-s",
-                str(RENDERER),
-                str(theirs.fileno()),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                env={
-                    "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-                    "TZ": os.environ.get("TZ", ""),
-                },
-            )
-        self._streams = await asyncio.open_unix_connection(sock=ours)
+        try:
+            with theirs:
+                self._process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-P",
+                    "-s",
+                    str(RENDERER),
+                    str(theirs.fileno()),
+                    pass_fds=(theirs.fileno(),),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    env={
+                        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+                        "TZ": os.environ.get("TZ", ""),
+                    },
+                )
+            self._streams = await asyncio.open_unix_connection(sock=ours)
+        except BaseException:
+            ours.close()
+            raise
 
     async def _ask(self, asked: Any, seconds: float) -> Reply:
         """One exchange. The process is killed when it is late, or when we are cancelled in it."""

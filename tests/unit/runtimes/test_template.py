@@ -267,3 +267,23 @@ def test_a_template_that_is_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ModelError, match="UTF-8"):
         read_template(tmp_path)
+
+
+def test_leaving_at_any_moment_of_a_start_leaves_it_usable() -> None:
+    """A client may go while the process is started for it, also before we are connected to it."""
+
+    async def main() -> None:
+        template = ChatTemplate(TemplateFiles("{{ messages[0].content }}", {}))
+        guarded = Guarded([{"role": "user", "content": "hi"}], {}, "\ue100")
+        for turns in range(14):
+            rendering = asyncio.create_task(template.render(guarded))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            rendering.cancel()
+            await asyncio.gather(rendering, return_exceptions=True)
+            if turns % 2:
+                assert await template.render(guarded) == "hi"
+                await template.stop()
+        await template.stop()
+
+    asyncio.run(main())
