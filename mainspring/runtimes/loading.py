@@ -11,7 +11,7 @@ from mainspring.engine.architectures import ModelShape
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.weights import inspect_checkpoint, load_model
 from mainspring.kernels import BLOCK, Format, load_kernels
-from mainspring.runtimes.memory import free_memory, plan_memory
+from mainspring.runtimes.memory import free_memory, not_given, plan_memory
 
 __all__ = ["Loaded", "load"]
 
@@ -31,13 +31,13 @@ def load(
 ) -> Loaded:
     """Load the checkpoint in directory `path` as `config` says.
 
-    Raises InsufficientMemory before anything is read, ModelError for what is wrong with the
-    checkpoint, BadRequest for a setting this machine cannot follow.
+    Raises InsufficientMemory, before anything is read where that can be known, ModelError for what
+    is wrong with the checkpoint, BadRequest for a setting this machine cannot follow.
     """
     format = cast(Format, "bf16" if config.quantize == "none" else config.quantize)
-    plan = plan_memory(inspect_checkpoint(path), config, format, free_memory())
+    info = inspect_checkpoint(path)
+    plan = plan_memory(info, config, format, free_memory())
     kernels = load_kernels(config.isa, config.threads)
-    model = load_model(path, kernels, format=format, context=config.context, progress=progress)
     settings = EngineConfig(
         blocks=plan.blocks,
         max_running=config.max_running,
@@ -47,5 +47,10 @@ def load(
         prefix_cache=config.prefix_cache,
         dtype="float32" if format == "float32" else "bf16",
     )
+    try:
+        model = load_model(path, kernels, format=format, context=config.context, progress=progress)
+        engine = Engine(model, kernels, settings)
+    except MemoryError as error:
+        raise not_given(info, config, format, plan) from error
     context = min(model.shape.context, plan.blocks * BLOCK)
-    return Loaded(Engine(model, kernels, settings), model.shape, context, plan.kv_bytes)
+    return Loaded(engine, model.shape, context, plan.kv_bytes)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from mainspring.config import ModelConfig
 from mainspring.errors import InsufficientMemory
 from mainspring.kernels import BLOCK
 
-__all__ = ["MemoryPlan", "free_memory", "plan_memory"]
+__all__ = ["MemoryPlan", "free_memory", "not_given", "plan_memory"]
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -58,6 +60,16 @@ def plan_memory(info: Any, config: ModelConfig, format: str, free: int) -> Memor
             f"needs {_size(need)}, {_size(free)} free: {_suggestion(info, config, format, free)}"
         )
     return plan
+
+
+def not_given(info: Any, config: ModelConfig, format: str, plan: MemoryPlan) -> InsufficientMemory:
+    """The error for a plan that was refused by the system, with a setting that takes less."""
+    need = info.weight_bytes[format] + plan.kv_bytes + WORKSPACE
+    fixed = msgspec.structs.replace(config, kv_memory=plan.kv_bytes)
+    return InsufficientMemory(
+        f"needs {_size(need)}, which the system did not give, though it seemed free (is the "
+        f"process's memory limited?): {_suggestion(info, fixed, format, need - 1)}"
+    )
 
 
 def kv_token_bytes(info: Any, format: str) -> int:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from mainspring.config import ModelConfig
 from mainspring.errors import InsufficientMemory
 from mainspring.kernels import BLOCK
 from mainspring.runtimes.memory import GIB, free_memory, plan_memory
+from tests.tiny import tiny_checkpoint
 
 
 @dataclass
@@ -146,3 +150,28 @@ def test_the_message_holds_no_path() -> None:
     with pytest.raises(InsufficientMemory) as raised:
         plan_memory(Info(), ModelConfig(), "bf16", GIB // 2)
     assert not re.search(r"/\w", raised.value.message.replace("kv/", ""))
+
+
+def test_memory_that_the_system_refuses_is_asked_for_in_words(tmp_path: Path) -> None:
+    """A limit that nothing announces: what seemed free is not given."""
+    path = tiny_checkpoint(tmp_path)
+    program = f"""
+        import resource
+        from pathlib import Path
+        from mainspring.config import ModelConfig
+        from mainspring.errors import InsufficientMemory
+        from mainspring.runtimes.loading import load
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (256 << 20), resource.RLIM_INFINITY))
+        config = ModelConfig(isa="reference", quantize="int4", kv_memory=512 << 20)
+        try:
+            load(Path({str(path)!r}), config)
+        except InsufficientMemory as error:
+            print(error.message)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=True)
+    assert "did not give" in done.stdout and "--kv-memory" in done.stdout, done
+    (advised,) = re.findall(r"--kv-memory (\d+)", done.stdout)
+    assert 0 < int(advised) < 512 << 20
