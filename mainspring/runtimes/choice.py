@@ -80,7 +80,8 @@ class Choice:
 
     def take(self, output: EngineOutput) -> Chunk | None:
         """The Chunk that this Output makes; None when it brings no text yet."""
-        self.cached = max(self.cached, output.cached)
+        if not self.output:
+            self.cached = output.cached  # a replay reads what this very choice had computed
         text = self._echo
         self._echo = ""
         reason: str | int | None = None

@@ -254,9 +254,13 @@ def test_one_request_too_many_is_told_when_to_come_back(checkpoint: Path) -> Non
         await until(lambda: served.stats().running == 2)
         error = await error_of(served.run(request(sampling=GREEDY)))
         assert isinstance(error, Overloaded) and 1.0 <= error.retry_after <= 300.0
+        # Each choice takes a place; what never fits is no overload.
+        assert isinstance(await error_of(served.run(request(n=3))), Overloaded)
+        error = await error_of(served.run(request(n=4)))
+        assert isinstance(error, BadRequest) and "4 choices" in error.message
         told = await asyncio.gather(*running)
         assert len({one.texts[0] for one in told}) == 1
-        await tell(served.run(request(sampling=GREEDY)))
+        await tell(served.run(request(sampling=GREEDY, n=3)))
 
     serving(checkpoint, test, config=settings(max_running=2, max_queue=1))
 
