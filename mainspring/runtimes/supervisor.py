@@ -57,6 +57,8 @@ BACKOFF, BACKOFF_LIMIT = 0.25, 15.0
 LOAD_SILENCE = 30.0
 """seconds without a heartbeat while loading; packing a large matrix can hold the interpreter"""
 WATCH_SECONDS = 0.25
+PROMPT = 0.9
+"""A Worker is given up after this share of `stall_seconds`, to be noticed within them."""
 EXIT_SECONDS = 2.0
 """for a Worker that is leaving by itself; then it is killed"""
 
@@ -246,18 +248,19 @@ class Supervisor:
     async def _watch(self, link: Link) -> str:
         """Wait for the Worker's end. Returns why it has to be killed first, or an empty text."""
         checked = time.monotonic()
+        patience = PROMPT * self.stall_seconds
         while not link.closed.done():
             await asyncio.wait([link.closed], timeout=WATCH_SECONDS)
             now = time.monotonic()
             if now - checked > 4 * WATCH_SECONDS:
                 link.excuse()  # this process was not running either, so silence proves nothing
             checked = now
-            silence = self.stall_seconds if link.ready else max(LOAD_SILENCE, self.stall_seconds)
+            silence = patience if link.ready else max(LOAD_SILENCE, patience)
             if now - link.heard > silence:
                 return f"no heartbeat for {silence:g} s"
             working = link.ready and (link.busy or self.flights)
-            if working and now - link.advanced > self.stall_seconds:
-                return f"no progress for {self.stall_seconds:g} s"
+            if working and now - link.advanced > patience:
+                return f"no progress for {patience:g} s"
         return ""
 
     def _crashed(self, failure: Failed | None, why: str) -> bool:

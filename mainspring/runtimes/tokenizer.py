@@ -140,8 +140,7 @@ class Tokenizer:
         skipped = self.special.ids()
         self._bytes = TokenBytes(file.decoder, self._library.id_to_token, skipped)
         self._added = {token.id: token.content for token in file.added_tokens}
-        with _blamed("cannot turn its own tokens into text"):
-            self._simple = self._bytes.usable and self._bytes_agree()
+        self._simple = self._bytes.usable and self._bytes_agree()
         self.longest = self._longest_token()
         """bytes of the longest token"""
         if self.longest > TOKEN_LIMIT:
@@ -237,7 +236,8 @@ class Tokenizer:
         return self._decode([id]).encode()
 
     def _decode(self, ids: list[int]) -> str:
-        text: str = self._library.decode(ids, skip_special_tokens=True)
+        with _blamed("cannot turn these tokens into text"):
+            text: str = self._library.decode(ids, skip_special_tokens=True)
         return text
 
     # Checks ---------------------------------------------------------------------------------------

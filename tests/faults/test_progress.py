@@ -44,7 +44,7 @@ WORKER = textwrap.dedent(
 def supervisor(layers: int, seconds: float) -> Supervisor:
     program = WORKER.replace("LAYERS", str(layers)).replace("SECONDS", str(seconds))
     command = (sys.executable, "-c", program)
-    return Supervisor("toy", Path(), ModelConfig(), stall_seconds=1.2, command=command)
+    return Supervisor("toy", Path(), ModelConfig(), stall_seconds=1.3, command=command)
 
 
 def test_a_step_longer_than_a_stall_is_no_stall() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import http.client
 import json
 import os
-import subprocess
-import sys
-import textwrap
+import threading
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mainspring.errors import MainspringError, ModelError, Unavailable
 from mainspring.runtimes import llm
 from mainspring.runtimes.tokenizer import Tokenizer
 from mainspring.types import Message, Sampling, Task
+from tests.conformance.conftest import start, stop
 from tests.faults.streams import request, runtime, tell, until
 from tests.tiny import tiny_checkpoint
 
@@ -85,28 +87,37 @@ def test_a_text_that_takes_for_ever_fails_and_stops_nobody_else(
     asyncio.run(main())
 
 
-def test_a_process_exits_while_a_text_takes_for_ever(bomb: Path) -> None:
-    program = f"""
-        import asyncio, time
-        from pathlib import Path
-        from tests.faults.streams import request, runtime, tell
+def test_a_server_answers_others_and_stops_while_a_text_takes_for_ever(
+    bomb: Path, tmp_path: Path
+) -> None:
+    models = [f"bomb={bomb}", f"tiny={tiny_checkpoint(tmp_path / 'tiny')}"]
+    log = tmp_path / "log"
+    server = start(models, log, MAINSPRING_DRAIN_SECONDS="0.5")
 
-        async def main():
-            async with runtime(Path({str(bomb)!r})) as served:
-                asking = asyncio.create_task(tell(served.run(request({RUN!r} * 1000))))
-                await asyncio.sleep(0.3)
-                assert not asking.done()
-            print(time.monotonic(), flush=True)
+    def post(model: str, prompt: str) -> int:
+        body = json.dumps({"model": model, "prompt": prompt, "max_tokens": 3}).encode()
+        url = f"{server.address}/v1/completions"
+        asked = urllib.request.Request(url, body, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(asked, timeout=20) as reply:
+            status: int = reply.status
+            return status
 
-        asyncio.run(main())
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(program)],
-        capture_output=True,
-        timeout=20,
-        check=True,
-    )
-    assert time.monotonic() - float(done.stdout) < 2.0
+    def lost() -> None:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            post("bomb", RUN * 1000)
+
+    try:
+        hanging = threading.Thread(target=lost)
+        hanging.start()
+        time.sleep(0.3)
+        assert post("tiny", "calm") == 200 and hanging.is_alive()
+        began = time.monotonic()
+    finally:
+        status = stop(server)
+    assert status == 0, log.read_text()
+    assert time.monotonic() - began < 5.0
+    hanging.join(5)
+    assert not hanging.is_alive()
 
 
 def test_a_pattern_that_the_library_gives_up_fails_the_request_alone(tmp_path: Path) -> None:

@@ -118,7 +118,6 @@ def test_a_request_that_crashes_the_worker_thrice_is_given_up(checkpoint: Path) 
 
     async def main() -> None:
         async with runtime(checkpoint) as served:
-
             # Long enough to be in flight at each of three kills, right after the Worker is up.
             long = msgspec.structs.replace(GREEDY, max_tokens=450)
             poison = asyncio.ensure_future(tell(served.run(request(sampling=long))))
