@@ -87,8 +87,8 @@ def print_results(model: str, load: Load, results: list[Measured]) -> None:
     one = results[0]
     click.echo(
         heading(model)
-        + f"  random weights, {one.isa} kernels, threads: {one.threads}, prompts of {load.prompt} "
-        f"tokens, {load.output} tokens out\n"
+        + f"\nrandom weights, {one.isa} kernels, {one.threads} threads, {load.prompt} tokens in, "
+        f"{load.output} out\n"
     )
     head = ("FORMAT", "WEIGHTS", "FIRST TOKEN", "PROMPT", "1 STREAM", f"{load.sequences} STREAMS",
             "ALL RUNNING")  # fmt: skip
@@ -106,9 +106,9 @@ def print_results(model: str, load: Load, results: list[Measured]) -> None:
     ]
     table(head, rows, right=range(1, 7))
     click.echo(
-        "\nTokens a second. STREAMS counts from the first prompt's arrival to the last token, ALL "
-        "RUNNING only steps\nin which every stream got a token. The batch has no step budget; "
-        "a server has one."
+        "\nTokens a second. STREAMS counts from the first prompt's arrival to the last token,\n"
+        "ALL RUNNING only steps in which every stream got a token. The batch has no step\n"
+        "budget; a server has one."
     )
 
 

@@ -124,8 +124,8 @@ def print_speed(speed: Speed | None, trouble: str) -> None:
         parts = (f"{rate / 1e9:,.0f} for {rows}" for rows, rate in rates.items())
         rows.append((f"{format} products", f"{', '.join(parts)} rows (Gop/s)"))
     one, many = (speed.cache[streams] / 1e9 for streams in STREAMS)
-    cache = f"{one:,.1f} GB/s of KV cache for 1 stream, {many:,.1f} for 16"
-    rows.append(("attention", f"{speed.attention / 1e9:,.0f} Gop/s of a prompt, {cache}"))
+    rows.append(("attention", f"{speed.attention / 1e9:,.0f} Gop/s of a prompt"))
+    rows.append(("KV cache", f"{one:,.1f} GB/s for 1 stream, {many:,.1f} for 16"))
     rows.append(("a kernel call", seconds(speed.call)))
     facts(rows)
 
@@ -136,16 +136,16 @@ def print_predictions(subject: Subject, predictions: list[Prediction]) -> None:
         heading(f"\n{subject.name}")
         + f": {shape.family}, {count(shape.parameters)} parameters, context {shape.context:,}\n"
     )
-    head = ("FORMAT", "WEIGHTS", "KV FOR 1K", "SEQUENCES", "OF 1K", "FIRST TOKEN", "1 STREAM",
+    head = ("FORMAT", "WEIGHTS", "KV FOR 1K", "FIT", "OF 1K", "FIRST TOKEN", "1 STREAM",
             "16 STREAMS")  # fmt: skip
     table(head, [line_of(found) for found in predictions], right=range(1, 8))
     for found in predictions:
         if not found.fits:
             click.echo(f"\n{found.format} does not fit: {found.advice}")
     click.echo(
-        "\nSEQUENCES fit at once with the whole context, OF 1K with 1,000 tokens each; FIRST TOKEN "
-        "of a 512-token\nprompt; STREAMS in tokens a second, all together. --explain prints the "
-        "formulas."
+        "\nFIT: sequences at once with the whole context, OF 1K with 1,000 tokens each. FIRST\n"
+        "TOKEN is of a 512-token prompt; STREAMS are tokens a second, all together.\n"
+        "--explain prints the formulas."
     )
 
 

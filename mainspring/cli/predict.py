@@ -4,7 +4,9 @@ For a step that computes `rows` tokens of `streams` sequences with `c` tokens of
 
     weights    bytes of all weights the step reads (a table of embeddings of its own is not read;
                of experts, the share that `rows` tokens are expected to choose)
-    linear     max(weights / bandwidth, 2 * active parameters * rows / measured linear speed)
+    read       weights / bandwidth
+    compute    2 * active parameters * rows / measured linear speed
+    linear     (read^p + compute^p)^(1/p): the two overlap, but not wholly; p is OVERLAP
     attention  of a prompt: operations / measured speed; of single tokens: streams * c * KV bytes
                / the smaller of bandwidth and what attention was measured to get through
     calls      layers * CALLS * measured cost of a kernel call + STEP + streams * SEQUENCE
@@ -33,6 +35,9 @@ __all__ = ["PROMPT", "STREAMS", "Prediction", "Work", "predict", "work_of"]
 
 PROMPT = 512
 STREAMS = 16
+OVERLAP = 1.5
+"""how well memory and arithmetic run side by side: 1 is not at all, infinity wholly; measured with
+`mainspring bench` on 1 and 16 streams in every format"""
 CALLS = 12
 """kernel calls of one layer"""
 STEP = 40e-6
@@ -174,7 +179,7 @@ def prompt_seconds(work: Work, per_parameter: float, format: str, speed: Speed) 
     compute = 2 * work.used * PROMPT / speed.linear[format][256]
     compute += 2 * work.head / speed.linear[format][1]
     attention = work.layers * 2 * PROMPT * PROMPT * work.width / speed.attention
-    return max(read, compute) + attention + calls(work, speed, 1)
+    return overlapped(read, compute) + attention + calls(work, speed, 1)
 
 
 def decode_seconds(
@@ -184,7 +189,12 @@ def decode_seconds(
     read = (work.active(streams) + work.head) * per_parameter / speed.bandwidth
     compute = 2 * (work.used + work.head) * streams / speed.linear[format][streams]
     keys = streams * PROMPT * kv / min(speed.bandwidth, speed.cache[streams])
-    return max(read, compute) + keys + calls(work, speed, streams)
+    return overlapped(read, compute) + keys + calls(work, speed, streams)
+
+
+def overlapped(read: float, compute: float) -> float:
+    """Seconds of products that read and compute so long: less than the sum, more than either."""
+    return float((read**OVERLAP + compute**OVERLAP) ** (1 / OVERLAP))
 
 
 def calls(work: Work, speed: Speed, streams: int) -> float:

@@ -8,7 +8,7 @@ import click
 
 from mainspring.cli.client import Client
 from mainspring.cli.command import command
-from mainspring.cli.render import count, print_json, since, size, table
+from mainspring.cli.render import print_json, since, size, table
 from mainspring.cli.settings import client_options, config_from
 
 __all__ = ["ps", "stop"]
@@ -37,9 +37,8 @@ def ps(as_json: bool, **flags: Any) -> None:
     elif not models:
         click.echo(f"{client.address} has no model loaded")
     else:
-        head = ("NAME", "STATE", "FORMAT", "PARAMETERS", "MEMORY", "CONTEXT", "RUNNING", "WAITING",
-                "LOADED")  # fmt: skip
-        table(head, [line_of(model) for model in models], right=(3, 4, 5, 6, 7))
+        head = ("NAME", "STATE", "FORMAT", "MEMORY", "CONTEXT", "RUNNING", "WAITING", "LOADED")
+        table(head, [line_of(model) for model in models], right=(3, 4, 5, 6))
 
 
 def line_of(model: dict[str, Any]) -> tuple[str, ...]:
@@ -50,7 +49,6 @@ def line_of(model: dict[str, Any]) -> tuple[str, ...]:
         str(model.get("name", "-")),
         state_of(model),
         str(model.get("format", "-")),
-        count(model["parameters"]) if model.get("parameters") else "-",
         size(memory) if memory else "-",
         f"{model['context']:,}" if model.get("context") else "-",
         str(stats.get("running", "-")),

@@ -13,6 +13,7 @@ from mainspring.cli.predict import (
     Prediction,
     Work,
     decode_seconds,
+    overlapped,
     predict,
     prompt_seconds,
     work_of,
@@ -81,7 +82,7 @@ def test_one_stream_is_bound_by_memory() -> None:
     assert seconds == pytest.approx(2 * 10**9 / bandwidth + 512 * kv / 10e9 + STEP + SEQUENCE)
     seconds = decode_seconds(work, 2.0, kv, "bf16", fast, 16)
     keys = 16 * 512 * kv / bandwidth
-    assert seconds == pytest.approx(2 * 10**9 / bandwidth + keys + STEP + 16 * SEQUENCE)
+    assert seconds == pytest.approx(2 * 10**9 / bandwidth + keys + STEP + 16 * SEQUENCE, rel=1e-5)
 
 
 def test_a_prompt_is_bound_by_arithmetic() -> None:
@@ -135,3 +136,8 @@ def test_the_probe_measures_real_kernels() -> None:
     assert measured.cache[1] > 0
     assert measured.cache[16] > 0
     assert 0 < measured.call < 0.1
+
+
+def test_reading_and_computing_overlap_in_part() -> None:
+    for read, compute in ((13.1, 20.6), (1.0, 1.0), (30.0, 0.1)):
+        assert max(read, compute) < overlapped(read, compute) < read + compute

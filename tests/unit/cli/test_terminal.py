@@ -101,6 +101,8 @@ def test_a_talk_with_ctrl_c_and_ctrl_d(tmp_path: Path, checkpoint: Path) -> None
         screen.type("\x03")
         screen.expect(r"\(cancelled\)")
         screen.expect(">>> ")
+        screen.type("n")
+        screen.expect("n")  # readline listens now; before, it would hold the signal for a key
         screen.type("\x03")
         screen.expect("/bye or ctrl-d leaves")
         screen.type("/clear\n")
