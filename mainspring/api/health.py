@@ -35,10 +35,13 @@ class Health:
         await call.answer(200, msgspec.json.encode({"status": "live"}))
 
     async def ready(self, call: Call, _: str) -> None:
-        """200 when every model makes forward progress; else 503 with the reasons."""
-        reasons = self._models.unready()
+        """200 when every model makes forward progress; else 503 with the reasons.
+
+        A model that an operator loads or unloads takes no traffic away from the others.
+        """
+        reasons = self._models.stuck()
         if reason := self._unready():
-            reasons["server"] = reason
+            reasons = {**self._models.unready(), "server": reason}
         if reasons:
             body = {"status": "not ready", "reasons": reasons}
             await call.answer(503, msgspec.json.encode(body))

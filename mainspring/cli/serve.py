@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,9 +61,12 @@ def greeting(config: Config, names: Sequence[str], address: str) -> str:
     elsewhere = "" if port == "8000" else f" --port {port}"
     if config.host not in LOCAL:
         elsewhere += f" --host {config.host}"
-    key = 'os.environ["MAINSPRING_API_KEY"]' if config.api_keys else '"none"'
-    imports = "import os\n\n  " if config.api_keys else ""
-    header = ' -H "Authorization: Bearer $MAINSPRING_API_KEY"' if config.api_keys else ""
+    key, imports, header = '"none"', "", ""
+    if config.api_keys == (os.environ.get("MAINSPRING_API_KEY"),):
+        key, imports = 'os.environ["MAINSPRING_API_KEY"]', "import os\n\n  "
+        header = ' -H "Authorization: Bearer $MAINSPRING_API_KEY"'
+    elif config.api_keys:  # of several, or of the config file
+        key, header = '"KEY"', ' -H "Authorization: Bearer KEY"'
     body = f'{{"model": "{name}", "messages": [{{"role": "user", "content": "{QUESTION}"}}]}}'
     return f"""\
 {heading(f"Mainspring {__version__}")} serves {", ".join(names)} on {address}

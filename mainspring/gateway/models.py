@@ -86,6 +86,11 @@ class Models:
         """Name -> reason, of the models that do not answer now."""
         return {s.name: why for s in self.all() if (why := s.unready()) is not None}
 
+    def stuck(self) -> dict[str, str]:
+        """Of those, the models that should answer: none that is just being loaded or unloaded."""
+        states = {served.name: served.state for served in self.all()}
+        return {n: why for n, why in self.unready().items() if states[n] is State.LOADED}
+
     def find(self, name: str) -> Served:
         """The model to answer with. Raises ModelNotFound, or Unavailable while it loads."""
         served = self._served.get(name)
@@ -99,10 +104,11 @@ class Models:
         """Start serving. Raises Conflict when the name is taken, and what the Runtime raises."""
         if self._stopped:
             raise Unavailable("the server is shutting down; load it on another")
-        if source.name in self._served:
+        if (there := self._served.get(source.name)) is not None:
+            first = "unload it" if there.state is State.LOADED else "wait until that is done"
             raise Conflict(
-                f"a model named {source.name!r} is {self._served[source.name].state.value} "
-                "already: unload it first, or load under another name",
+                f"a model named {source.name!r} is {there.state.value} now: {first} first, or load "
+                "under another name",
                 param="name",
             )
         served = self._served[source.name] = Served(source, self._make(source))

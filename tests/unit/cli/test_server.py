@@ -93,6 +93,15 @@ def test_the_greeting_names_only_what_is_needed() -> None:
     assert "import os" not in text
 
 
+def test_the_greeting_never_shows_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAINSPRING_API_KEY", "one,two")
+    for keys in (("one", "two"), ("of-the-file",)):
+        text = greeting(Config(api_keys=keys), ["m"], "http://127.0.0.1:8000")
+        assert '"Authorization: Bearer KEY"' in text
+        assert 'api_key="KEY"' in text
+        assert not any(key in text for key in ("one,", "two", "of-the-file"))
+
+
 @pytest.mark.usefixtures("key")
 def test_ps_lists_the_loaded_models(run: Run, server: Server) -> None:
     rows = run("ps", "--port", server.port, "--json").json

@@ -165,10 +165,11 @@ async def test_a_model_on_its_way_answers_nothing() -> None:
             with pytest.raises(Unavailable, match="loading"):
                 made.models.find("m")
             assert made.models.unready() == {"m": "loading"}
+            assert made.models.stuck() == {}
     await loading
     assert made.models.unready() == {}
     made.script.unhealthy = "stuck"
-    assert made.models.unready() == {"m": "stuck"}
+    assert made.models.unready() == made.models.stuck() == {"m": "stuck"}
     served = made.models.find("m")
     served.state = State.UNLOADING
     with pytest.raises(Unavailable, match="unloading"):
