@@ -28,7 +28,7 @@ from mainspring.runtimes.detokenizer import (
     WindowDetokenizer,
 )
 
-__all__ = ["Guard", "SpecialTokens", "Tokenizer"]
+__all__ = ["AddedToken", "Guard", "SpecialTokens", "Tokenizer"]
 
 FILE = "tokenizer.json"
 FILE_LIMIT = 64 << 20
@@ -39,6 +39,8 @@ TOKEN_LIMIT = 1 << 14
 PRIVATE = (range(0xE100, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
 SLICE, SEAM = 1 << 16, 16
 """characters read at a time; tokens that cutting a text in two may add, and more"""
+SPECIAL_LIMIT, DEPTH = 1 << 24, 40
+"""sum of the squares of the special tokens' lengths; levels of the tree of their beginnings"""
 SAMPLES = 256
 HOLES = 1024
 BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>").fullmatch
@@ -65,8 +67,9 @@ class SpecialTokens:
 
     def __init__(self, tokens: Iterable[AddedToken]) -> None:
         self.tokens = {token.content: token for token in tokens if token.content}
-        longest_first = sorted(self.tokens, key=len, reverse=True)
-        pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+        if sum(len(text) ** 2 for text in self.tokens) > SPECIAL_LIMIT:
+            raise ModelError(f"{FILE} has too many or too long special tokens")
+        pattern = _any_of(list(self.tokens)) if self.tokens else r"(?!)"
         self.pattern = re.compile(pattern)
         self.loose = re.compile(pattern, re.IGNORECASE)
         """also what a template's `upper` or `lower` would make one of"""
@@ -74,6 +77,25 @@ class SpecialTokens:
 
     def ids(self) -> frozenset[int]:
         return frozenset(token.id for token in self.tokens.values())
+
+
+def _any_of(words: Sequence[str], depth: int = 0) -> str:
+    """A pattern of the words, the longest that fits first, written as a tree of their beginnings.
+
+    So a text is searched in a time that hardly depends on how many words there are.
+    """
+    if len(words) == 1 or depth == DEPTH:
+        return "(?:" + "|".join(map(re.escape, sorted(words, key=len, reverse=True))) + ")"
+    first, last = min(words), max(words)
+    pairs = zip(first, last, strict=False)
+    common = next((i for i, (a, b) in enumerate(pairs) if a != b), len(first))
+    groups: dict[str, list[str]] = {}
+    for word in words:
+        if len(word) > common:
+            groups.setdefault(word[common], []).append(word[common:])
+    branches = "|".join(_any_of(group, depth + 1) for group in groups.values())
+    whole = any(len(word) == common for word in words)
+    return f"{re.escape(words[0][:common])}(?:{branches}){'?' if whole else ''}"
 
 
 class Guard:

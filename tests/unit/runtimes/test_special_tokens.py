@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import re
+import time
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mainspring.errors import ModelError
 from mainspring.runtimes.prompt import Prompts
 from mainspring.runtimes.renderer import compile_template, render
-from mainspring.runtimes.tokenizer import Tokenizer
+from mainspring.runtimes.tokenizer import AddedToken, Guard, SpecialTokens, Tokenizer
 from mainspring.types import Message
 from tests.unit.runtimes.styles import STYLES, byte_level, stripping, with_bos, write
 
@@ -195,3 +199,29 @@ def test_rendering_in_the_process_gives_the_same(tmp_path: Path) -> None:
             await template.stop()
 
     asyncio.run(main())
+
+
+def test_the_longest_special_token_is_found() -> None:
+    rng = random.Random(3)
+    for _ in range(200):
+        words = {"".join(rng.choices("ab|(", k=rng.randrange(1, 6))) for _ in range(12)}
+        special = SpecialTokens(AddedToken(i, word) for i, word in enumerate(words))
+        text = "".join(rng.choices("ab|( ", k=40))
+        flat = re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
+        assert special.pattern.findall(text) == flat.findall(text)
+        assert bool(special.loose.search(text.upper())) == bool(flat.search(text))
+    nested = SpecialTokens(AddedToken(i, "a" * i) for i in range(1, 200))
+    assert nested.pattern.findall("a" * 150 + " aa") == ["a" * 150, "aa"]
+
+
+def test_thousands_of_special_tokens_cost_no_more_than_a_few() -> None:
+    special = SpecialTokens(AddedToken(i, f"<unused{i}>") for i in range(6000))
+    began = time.process_time()
+    for text in ("<" * 200_000, "<unused" * 30_000, "plain words " * 20_000):
+        assert Guard(special, [text])(text).startswith(text)
+    assert time.process_time() - began < 2.0  # seconds for each of them with a plain alternation
+
+
+def test_special_tokens_as_long_as_books_are_refused() -> None:
+    with pytest.raises(ModelError, match="too long special tokens"):
+        SpecialTokens([AddedToken(1, "x" * 5000)])
