@@ -255,8 +255,10 @@ def test_draining_lets_requests_end(checkpoint: Path) -> None:
         async with runtime(checkpoint) as served:
             assert served.worker
             os.kill(served.worker, signal.SIGTERM)
-            running = asyncio.create_task(tell(served.run(request(sampling=GREEDY))))
-            await until(lambda: served.stats().running)
+            begun = asyncio.Event()
+            answer = served.run(request(sampling=GREEDY))
+            running = asyncio.create_task(tell(answer, begun.set))
+            await begun.wait()
             await served.stop(drain=10.0)
             told = await running
             assert told.usage and told.usage.output == 60 and served.restarts == 0
