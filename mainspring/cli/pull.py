@@ -121,17 +121,26 @@ def shown_progress() -> Iterator[Progress]:
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        ProgressColumn,
+        Task,
         TextColumn,
         TimeRemainingColumn,
-        TransferSpeedColumn,
     )
     from rich.progress import Progress as Bar
+    from rich.text import Text
+
+    class Speed(ProgressColumn):
+        """In the units of the sizes beside it, which rich's own column does not take."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{size(speed)}/s" if speed else "")
 
     with Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
+        Speed(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
     ) as bars:
