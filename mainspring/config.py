@@ -187,7 +187,9 @@ def load_config(
         try:
             values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:
-            raise BadRequest(f"cannot read the config file {path}: {error.strerror}") from error
+            raise BadRequest(
+                f"cannot read the config file {path} ({error.strerror}): check the path"
+            ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise BadRequest(f"{path} is not valid TOML: {error}") from error
     values = _merge(values, _from_environment(environ))
