@@ -57,7 +57,7 @@ BACKOFF, BACKOFF_LIMIT = 0.25, 15.0
 LOAD_SILENCE = 30.0
 """seconds without a heartbeat while loading; packing a large matrix can hold the interpreter"""
 WATCH_SECONDS = 0.25
-PROMPT = 0.9
+PATIENCE = 0.9
 """A Worker is given up after this share of `stall_seconds`, to be noticed within them."""
 EXIT_SECONDS = 2.0
 """for a Worker that is leaving by itself; then it is killed"""
@@ -248,7 +248,7 @@ class Supervisor:
     async def _watch(self, link: Link) -> str:
         """Wait for the Worker's end. Returns why it has to be killed first, or an empty text."""
         checked = time.monotonic()
-        patience = PROMPT * self.stall_seconds
+        patience = PATIENCE * self.stall_seconds
         while not link.closed.done():
             await asyncio.wait([link.closed], timeout=WATCH_SECONDS)
             now = time.monotonic()
