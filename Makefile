@@ -47,6 +47,7 @@ soak: $(VENV)/.installed-dev  ## the long forms of all other tests
 
 guide: .venv-parity/.installed  ## train the embedded model again
 	.venv-parity/bin/python -m training.train
+	$(BIN)/python -m training.evaluate --save
 
 .venv-bench/.installed:
 	$(PYTHON) -m venv .venv-bench

@@ -49,6 +49,8 @@ class OutOfDomain:
     products: tuple[str, ...]
     unclear: tuple[str, ...]
     patterns: tuple[str, ...]
+    shared: tuple[str, ...]
+    """patterns that use the manual's own words for something else, such as "exchange rate" """
     development: tuple[str, ...]
     held_out: tuple[str, ...]
 

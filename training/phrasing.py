@@ -110,6 +110,34 @@ SUFFIXES = (
     " for mainspring", " now", " on linux", ", if at all", " by the way",
     " in this server", " easily",
 )  # fmt: skip
+LEADS = (
+    "I am building a chatbot. ", "my boss asks: ", "we are a small team; ", "for my work: ",
+    "I read a lot but did not find it: ", "I have a laptop with 16 GB. ", "before I go on, ",
+    "a colleague wants to know: ", "on our test machine, ", "today I tried something, but ",
+    "sorry if this is obvious: ", "suppose I am a student; ", "I could not find out: ",
+    "our company is growing and ", "just to be sure: ", "one thing is not clear to me: ",
+    "when I am at home, ", "I have searched everywhere; ", "it is my first day, ",
+    "next question. ", "tell me honestly, ", "since yesterday I wonder: ", "if possible, ",
+    "in the long run, ",
+)  # fmt: skip
+TAILS = (
+    "; what should I do", ", what now", ", any idea", ", how", ", what do I do",
+    ", is that possible", ", what do you suggest", ", what then", ", how does that work",
+    ", what can I do", ", why", ", can you help", "; what is the right way",
+    ", what helps", ", or not", " and how", ", how would I do that", ", what happens",
+    ", tell me more", ", what does that mean",
+)  # fmt: skip
+WANTS = (
+    "I want to", "I need to", "I have to", "I would like to", "we want to", "suppose I want to",
+    "my job is to", "I am trying to", "my boss wants me to", "if I want to", "let's say I need to",
+    "in order to", "to",
+)  # fmt: skip
+DEMANDS = (
+    ", how", ", what do I run", ", which option is it", ", what is the command", ", what do I set",
+    ", which flag is that", ", what do I need", "; is there a setting", ", what do I send",
+    "; how is it done", ", what do I type", "; which command", ", what must I change",
+    "; what do I do", ", where do I start", "; is that possible", ", which setting",
+)  # fmt: skip
 GLUE = frozenset({
     "a", "an", "the", "my", "do", "does", "i", "to", "for", "of", "in", "on", "it", "is", "are",
     "be", "can", "could", "would", "should", "you", "we", "me", "please", "that", "this",
@@ -122,6 +150,8 @@ ABOUT = (
     "explain {}", "what does {} mean", "information about {}", "I have a question about {}",
     "how about {}", "details of {}", "what can you tell me about {}", "and {}", "help with {}",
     "what do I need to know about {}", "how does {} work", "what are {}", "question about {}",
+    "what is meant by {}", "what is there to know about {}", "where can I read about {}",
+    "what happens with {}", "can you say something about {}", "I do not understand {}",
 )  # fmt: skip
 KEYBOARD = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 
@@ -136,8 +166,10 @@ def expand(pattern: str, rng: random.Random) -> str:
 def ask_how(task: str, rng: random.Random) -> str:
     """A question for a task such as `set the port`."""
     draw = rng.random()
-    if draw < 0.6:
+    if draw < 0.45:
         return f"{rng.choice(OPENERS[0])} {task}"
+    if draw < 0.60:
+        return f"{rng.choice(WANTS)} {task}{rng.choice(DEMANDS)}"
     return f"{rng.choice(OPENERS[1])} {task}" if draw < 0.75 else task
 
 
@@ -223,10 +255,10 @@ def rephrase(question: str, rng: random.Random) -> str:
         text = _drop_glue(text, rng, 1.0)
     elif draw < 0.32:
         text = _drop_glue(text, rng, 0.35)
-    if rng.random() < 0.15:
-        text = rng.choice(PREFIXES) + text
-    if rng.random() < 0.10:
-        text += rng.choice(SUFFIXES)
+    if rng.random() < 0.18:
+        text = rng.choice(rng.choice((PREFIXES, LEADS))) + text
+    if rng.random() < 0.14:
+        text += rng.choice(rng.choice((SUFFIXES, TAILS)))
     if rng.random() < 0.18:
         text = _misspell(text, rng)
     return _repunctuate(_recase(text, rng), rng)

@@ -50,8 +50,12 @@ class Mixture:
     identifiers: float = 0.03
     """Share of questions for a flag, variable or field that only this entry's answer names."""
     subword_dropout: float = 0.08
-    prompt_weight: float = 0.05
-    """Loss weight of question tokens; small, only to learn which words go together."""
+    prompt_share: float = 0.3
+    prompt_weight: float = 0.15
+    """Share of the question tokens that are learned too, and their loss weight; small, only to
+    learn which words go together."""
+    invented: float = 0.12
+    """Share of the topics to refuse that are made-up words: no list has all that people ask."""
 
 
 class Sampler:
@@ -127,12 +131,14 @@ class Sampler:
     def _refused(self) -> tuple[str, str]:
         rng, out = self.rng, self.corpus.out_of_domain
         draw = rng.random()
-        if draw < 0.25:
+        if draw < 0.18:
             return rephrase(expand(rng.choice(out.patterns), rng), rng), out.refusals["general"]
-        if draw < 0.50:
-            question = rng.choice(out.templates).replace("{topic}", rng.choice(out.topics))
+        if draw < 0.40:
+            return rephrase(expand(rng.choice(out.shared), rng), rng), out.refusals["general"]
+        if draw < 0.60:
+            question = rng.choice(out.templates).replace("{topic}", self._topic())
             return rephrase(question, rng), out.refusals["general"]
-        if draw < 0.70:
+        if draw < 0.74:
             return rephrase(rng.choice(out.questions), rng), out.refusals["general"]
         if draw < 0.84:
             question = rng.choice(out.product_templates)
@@ -152,6 +158,13 @@ class Sampler:
             return self._gibberish(), out.refusals["unclear"]
         return rng.choice(out.unclear), out.refusals["unclear"]
 
+    def _topic(self) -> str:
+        if self.rng.random() >= self.mixture.invented:
+            return self.rng.choice(self.corpus.out_of_domain.topics)
+        pairs = self.rng.randint(2, 4)
+        word = "".join(self.rng.choice(CONSONANTS) + self.rng.choice(VOWELS) for _ in range(pairs))
+        return self.rng.choice(("{}", "the {}", "{}s", "a {}", "{}n")).format(word)
+
     def _gibberish(self) -> str:
         rng = self.rng
 
@@ -170,8 +183,9 @@ class Sampler:
         if cut and self.rng.random() < self.mixture.cut:
             reply = reply[: self.rng.randint(*self.mixture.cut_range)]
         # The assistant marker is given, not predicted; the question's own words weigh little.
-        weights = [0.0] + [self.mixture.prompt_weight] * (len(prompt) - 1)
-        return prompt + reply, [*weights, 0.0] + [1.0] * (len(reply) - 1)
+        mixture, rng = self.mixture, self.rng
+        weights = [mixture.prompt_weight * (rng.random() < mixture.prompt_share) for _ in prompt]
+        return prompt + reply, [0.0, *weights[1:], 0.0] + [1.0] * (len(reply) - 1)
 
     def conversation(self) -> tuple[list[int], list[float]]:
         """Token ids and the loss weight of predicting each of them."""

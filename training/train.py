@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -29,16 +30,13 @@ from training.tokenizer import encode_turn, train_tokenizer
 ROOT = Path(__file__).parent
 TARGET = ROOT.parent / "mainspring" / "registry" / "mainspring-guide"
 
-SHARPNESS = 2.0
-"""Logits are multiplied by this after training: greedy answers stay the same, and a client that
-asks for no temperature samples as if at 1 / SHARPNESS. There is one right text to an answer."""
-
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--minutes", type=float, default=math.inf, help="end earlier, if it must")
     parser.add_argument("--output", type=Path, default=TARGET, help="where the checkpoint goes")
+    parser.add_argument("--start", type=Path, help="go on from this checkpoint and its tokenizer")
     parser.add_argument("--vocabulary", type=int, default=3072)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--inner", type=int, default=512)
@@ -57,7 +55,11 @@ def texts(corpus: Corpus, seed: int) -> list[str]:
     out = corpus.out_of_domain
     asked = [q for entry in corpus.entries for q in entry.questions]
     patterns = [p for e in corpus.entries for p in (*e.tasks, *e.subjects, *e.sayings)]
-    asked += [expand(pattern, rng) for pattern in (*patterns, *out.patterns) for _ in range(4)]
+    asked += [
+        expand(pattern, rng)
+        for pattern in (*patterns, *out.patterns, *out.shared)
+        for _ in range(4)
+    ]
     asked += [*out.questions, *out.templates, *out.product_templates, *out.unclear]
     lists = [*out.topics, *out.products]
     # A word inside a sentence starts with a space, and people type in lower case.
@@ -67,10 +69,17 @@ def texts(corpus: Corpus, seed: int) -> list[str]:
 
 
 def loss_of(model: Llama, ids: Tensor, weights: Tensor) -> Tensor:
-    """Weighted mean cross-entropy of the next token."""
-    logits = model(ids[:, :-1]).float().flatten(0, 1)
-    losses = F.cross_entropy(logits, ids[:, 1:].flatten(), reduction="none")
+    """Weighted mean cross-entropy of the next token.
+
+    Logits are computed only where a token has a weight: they are a quarter of the work. The rows
+    are filled up to a multiple of 128 with the first, at no weight, to have few shapes.
+    """
     wanted = weights[:, 1:].flatten()
+    rows = wanted.nonzero().flatten()
+    rows = F.pad(rows, (0, -len(rows) % 128))
+    wanted = wanted[rows] * (rows.diff(prepend=rows.new_tensor([-1])) > 0)
+    logits = model.logits(model.model(ids[:, :-1]).flatten(0, 1)[rows])
+    losses = F.cross_entropy(logits.float(), ids[:, 1:].flatten()[rows], reduction="none")
     return (losses * wanted).sum() / wanted.sum()
 
 
@@ -118,12 +127,8 @@ def fit(model: Llama, sampler: Sampler, options: argparse.Namespace) -> int:
     raise AssertionError("batches are endless")
 
 
-def main() -> None:
-    options = arguments()
-    torch.manual_seed(options.seed)
-    torch.set_num_threads(options.threads)
-    corpus = load_corpus()
-    tokenizer: Tokenizer = train_tokenizer(texts(corpus, options.seed), options.vocabulary)
+def beginning(corpus: Corpus, options: argparse.Namespace) -> tuple[Tokenizer, Llama]:
+    """A new tokenizer and random weights, or those of the checkpoint to start from."""
     shape = Shape(
         vocabulary=options.vocabulary,
         hidden=options.hidden,
@@ -131,13 +136,24 @@ def main() -> None:
         layers=options.layers,
     )
     model = Llama(shape, dropout=options.dropout)
+    if options.start is None:
+        return train_tokenizer(texts(corpus, options.seed), options.vocabulary), model
+    tokenizer = Tokenizer.from_file(str(options.start / "tokenizer.json"))
+    model.load_state_dict(load_file(options.start / "model.safetensors"))
+    return tokenizer, model
+
+
+def main() -> None:
+    options = arguments()
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    corpus = load_corpus()
+    tokenizer, model = beginning(corpus, options)
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{len(corpus.entries)} entries, {parameters:,} parameters", flush=True)
     sampler = Sampler(corpus, Mixture(), tokenizer, options.seed)
     start = time.monotonic()
     steps = fit(model, sampler, options)
-    with torch.no_grad():
-        model.model.norm.weight.mul_(SHARPNESS)
     export(model, tokenizer, options.output)
     asked = itertools.islice((e.questions[0] for e in corpus.entries), 8)
     prompts = [encode_turn(tokenizer, "user", question) for question in asked]
@@ -145,6 +161,7 @@ def main() -> None:
     record = {
         "entries": len(corpus.entries),
         "parameters": parameters,
+        "start": options.start and options.start.name,
         "steps": steps,
         "minutes": round((time.monotonic() - start) / 60, 1),
         "threads": options.threads,
