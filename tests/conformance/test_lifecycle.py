@@ -184,7 +184,7 @@ def test_overload(checkpoint: Path, tmp_path: Path) -> None:
 def test_leaving_the_queue(checkpoint: Path, tmp_path: Path) -> None:
     settings = {"MAINSPRING_MAX_RUNNING": "1"}
     with live([f"tiny={checkpoint}"], tmp_path, **settings) as server, client_of(server) as client:
-        one = client.completions.create(stream=True, **LONG)
+        one = client.completions.create(stream=True, n=6, **LONG)  # one choice after the other
         next(one)
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(
