@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from mainspring.config import ModelConfig, load_config
+from mainspring.config import ModelConfig, load_config, wrong_setting
 from mainspring.errors import BadRequest
 from mainspring.registry import resolve
 from mainspring.registry.generation import sampling_defaults
@@ -62,7 +62,7 @@ class LLM:
         try:
             config = msgspec.convert(settings, ModelConfig)
         except msgspec.ValidationError as error:
-            raise BadRequest(f"setting {error}") from error
+            raise wrong_setting(error) from error
         name, path = _locate(model)
         self.defaults = Sampling(**sampling_defaults(path))
         """How the checkpoint likes to be sampled; taken where a call brings no `sampling`."""

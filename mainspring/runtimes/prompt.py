@@ -14,6 +14,7 @@ from mainspring.types import Message, Sampling
 
 __all__ = ["Guarded", "Prompt", "Prompts"]
 
+PROMPT, MESSAGES = "prompt", "messages"
 RESERVED = frozenset({"messages", "chat_template", "raise_exception", "strftime_now"})
 
 
@@ -22,6 +23,8 @@ class Prompt(Struct, frozen=True):
 
     ids: tuple[int, ...]
     echo: str = ""
+    field: str = PROMPT
+    """of the Request that it was made from, for errors"""
 
 
 class Guarded(Struct, frozen=True):
@@ -53,15 +56,15 @@ class Prompts:
             )
         fields = [_fields(message) for message in messages]
         texts = list(_texts([fields, variables]))
-        self._check_bytes(sum(map(_bytes, texts)))
+        self._check_bytes(sum(map(_bytes, texts)), MESSAGES)
         guard = Guard(self.tokenizer.special, texts)
         given = {"add_generation_prompt": True, **guard(dict(variables))}
         return Guarded(guard(fields), given, guard.mark)
 
     def chat(self, text: str, mark: str) -> Prompt:
         """The prompt of a rendered conversation. Raises ContextLength."""
-        self._check_slices(text)
-        return Prompt(self._known(self.tokenizer.encode_guarded(text, mark)))
+        self._check_slices(text, MESSAGES)
+        return Prompt(self._known(self.tokenizer.encode_guarded(text, mark)), field=MESSAGES)
 
     def complete(self, prompt: str | Sequence[int], *, echo: bool) -> Prompt:
         """The prompt of a completion: whoever sends it writes all of it, special tokens included.
@@ -69,8 +72,8 @@ class Prompts:
         Raises ContextLength or BadRequest.
         """
         if isinstance(prompt, str):
-            self._check_bytes(_bytes(prompt))
-            self._check_slices(prompt)
+            self._check_bytes(_bytes(prompt), PROMPT)
+            self._check_slices(prompt, PROMPT)
             return Prompt(self._known(self.tokenizer.encode(prompt)), prompt if echo else "")
         self._check_ids(prompt)
         return Prompt(tuple(prompt), self.tokenizer.decode(prompt) if echo else "")
@@ -79,12 +82,12 @@ class Prompts:
         """Raise ContextLength unless prompt and asked output fit into the context."""
         tokens, context, asked = len(prompt.ids), self._context, sampling.max_tokens or 1
         if not tokens:
-            raise BadRequest("the prompt holds no tokens; send at least one", param="prompt")
+            raise BadRequest("the prompt holds no tokens; send at least one", param=prompt.field)
         if tokens >= context:
             raise ContextLength(
                 f"the prompt has {tokens} tokens; the context of {self._name} is {context}, and "
                 "the answer needs at least one of them",
-                param="prompt",
+                param=prompt.field,
             )
         if tokens + asked > context:
             raise ContextLength(
@@ -93,23 +96,23 @@ class Prompts:
                 param="max_tokens",
             )
 
-    def _check_bytes(self, count: int) -> None:
+    def _check_bytes(self, count: int, field: str) -> None:
         """Refuse, before it costs anything, a text that cannot fit."""
         most = self._context * self.tokenizer.longest
         if count > most:
             raise ContextLength(
                 f"the prompt has {count} bytes; the context of {self._name} is {self._context} "
                 f"tokens, which hold {most} bytes at the very most",
-                param="prompt",
+                param=field,
             )
 
-    def _check_slices(self, text: str) -> None:
+    def _check_slices(self, text: str, field: str) -> None:
         """Refuse a text that is too long before reading all of it at once."""
         if self.tokenizer.exceeds(text, self._context):
             raise ContextLength(
                 f"the prompt has more than {self._context} tokens in {len(text)} characters; the "
                 f"context of {self._name} is {self._context}",
-                param="prompt",
+                param=field,
             )
 
     def _known(self, ids: list[int]) -> tuple[int, ...]:

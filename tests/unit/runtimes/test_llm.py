@@ -240,6 +240,9 @@ def test_refusals(checkpoint: Path) -> None:
         began = time.monotonic()
         error = await refused("x" * 10_000_000)
         assert isinstance(error, ContextLength) and "bytes" in error.message
+        chat = request(task=Task.CHAT, prompts=(), messages=(Message("user", "x" * 600),))
+        error = await error_of(served.run(chat))
+        assert isinstance(error, ContextLength) and error.param == "messages"
         assert time.monotonic() - began < 1.0
         await until(lambda: idle(served))
         assert served._taken == 0
