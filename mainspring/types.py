@@ -236,6 +236,12 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     cached_tokens: int = 0
     """of those, read from the prefix cache (hits; prompt_tokens are the queries)"""
     output_tokens: int = 0
+    drafts: int = 0
+    """times that a sequence's step computed guesses"""
+    draft_tokens: int = 0
+    """guesses computed"""
+    accepted_tokens: int = 0
+    """of those, right: output tokens that took no step of their own"""
     prefill_seconds_per_token: float = 0.0
     """learned marginal cost; 0 before the first step"""
     decode_seconds_per_token: float = 0.0

@@ -34,7 +34,11 @@ def main() -> None:
             model,
             kernels,
             EngineConfig(
-                blocks=blocks, max_running=sequences, max_queue=sequences, prefix_cache=False
+                blocks=blocks,
+                max_running=sequences,
+                max_queue=sequences,
+                prefix_cache=False,
+                speculation=False,  # the peer has none
             ),
         )
         rng = np.random.default_rng(1)

@@ -112,12 +112,14 @@ class Bench:
         self.vocabulary = model.shape.vocabulary
         length = max(load.prompt + load.output, 2 * WARM_UP)
         blocks = load.sequences * (-(-length // BLOCK) + 1)
-        # Random tokens share no beginnings; without the prefix cache no run helps the next.
+        # Random tokens share no beginnings; without the prefix cache no run helps the next. Random
+        # weights soon repeat themselves: what guesses gain there is no measure of anything.
         config = EngineConfig(
             blocks=blocks,
             max_running=load.sequences,
             step_seconds=UNHURRIED,
             prefix_cache=False,
+            speculation=False,
         )
         self.engine = Engine(model, kernels, config)
         self.random = np.random.default_rng(load.seed)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mainspring.engine.architectures import ModelShape
 
-__all__ = ["CostModel", "StepSize"]
+__all__ = ["CostModel", "StepSize", "attended"]
 
 MEMORY = 46.0
 """A step counts half as much after about this many more: the machine changes within minutes."""
@@ -75,6 +75,10 @@ class CostModel:
     def prefill(self, count: int, computed: int) -> float:
         """Seconds that `count` prefill tokens after `computed` ones add to a step."""
         return self._theta[2] * count + self._theta[3] * attended(count, computed)
+
+    def row(self, context: int) -> float:
+        """Seconds that one more row whose token is drawn adds, after `context` cached tokens."""
+        return self._theta[1] + self._theta[3] * context
 
     def fitting(self, seconds: float, computed: int) -> int:
         """The most prefill tokens after `computed` ones that add at most `seconds` to a step."""

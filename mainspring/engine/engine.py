@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Literal
 
 from mainspring.engine.architectures import Architecture
@@ -25,7 +26,7 @@ __all__ = ["Engine", "EngineConfig"]
 log = logging.getLogger(__name__)
 
 LOGIT_BYTES = 32 << 20
-"""A prompt that is scored gets at most this many bytes of logits in a step."""
+"""A prompt that is scored, and all guesses, get at most this many bytes of logits in a step."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,8 @@ class EngineConfig:
     step_seconds: float = 0.05
     """a step's time while any sequence is decoding"""
     prefix_cache: bool = True
+    speculation: bool = True
+    """whether guessed tokens are computed ahead where that saves time"""
     dtype: Literal["float32", "bf16"] = "bf16"
     """of the KV cache"""
 
@@ -49,7 +52,7 @@ class Engine:
     """Generates tokens for many sequences at once. Synchronous, for one thread.
 
     What a sequence gets depends on its own tokens and Sampling alone: not on its batch-mates, on
-    how its prompt was cut, on cache hits, preemptions or a replay.
+    how its prompt was cut, on cache hits, guesses, preemptions or a replay.
 
     `clock` gives seconds that only grow; it stamps the timeline and measures steps.
     """
@@ -69,13 +72,16 @@ class Engine:
         self._clock = clock
         self._context = min(shape.context, config.blocks * BLOCK)
         self._cost = CostModel(shape)
+        # Many rows keep the cores busy, few of them wait for memory: no one line fits both.
+        self._decode_cost = CostModel(shape)
         self._pool = BlockPool(config.blocks)
         self._scheduler = Scheduler(
             self._pool,
             self._cost,
+            self._decode_cost,
             max_running=config.max_running,
             step_seconds=config.step_seconds,
-            scored_rows=max(1, LOGIT_BYTES // (4 * shape.vocabulary)),
+            logit_rows=max(1, LOGIT_BYTES // (4 * shape.vocabulary)),
         )
         self._runner = Runner(model, kernels, blocks=config.blocks, dtype=config.dtype)
         self._sampler = Sampler(kernels)
@@ -83,6 +89,9 @@ class Engine:
         self._ended: list[Output] = []
         self._steps = 0
         self._output_tokens = 0
+        self._drafts = 0
+        self._draft_tokens = 0
+        self._accepted_tokens = 0
 
     # Requests -----------------------------------------------------------------------------------
 
@@ -120,6 +129,7 @@ class Engine:
             eos=self._eos,
             context=self._context,
             hashed=self._config.prefix_cache,
+            speculates=self._config.speculation,
         )
         now = self._clock()
         sequence.events.append(Event("queued", now))
@@ -228,50 +238,76 @@ class Engine:
         moment = TokenTime(now, self._steps, len(work), prefill)
         outputs = [
             output
-            for (sequence, count), draw in zip(work, draws, strict=True)
-            if (output := self._commit(sequence, count, draw, moment)) is not None
+            for (sequence, count), drawn in zip(work, draws, strict=True)
+            if (output := self._commit(sequence, count, drawn, moment)) is not None
         ]
-        self._cost.observe(self._runner.size(batch), self._clock() - began)
+        size, seconds = self._runner.size(batch), self._clock() - began
+        self._cost.observe(size, seconds)
+        if not prefill:
+            self._decode_cost.observe(size, seconds)
         return outputs
 
-    def _draw(self, work: list[Work], logits: Array) -> list[Draw | None]:
-        """A Draw for each sequence that has caught up or failed; None for the others.
+    def _draw(self, work: list[Work], logits: Array) -> list[list[Draw]]:
+        """For each sequence that has caught up a Draw, and one after each of its guesses.
 
-        The rows of `logits` are those of `Runner.batch`.
+        Only the failure for one that has failed, nothing for the others. The rows of `logits` are
+        those of `Runner.batch`.
         """
-        draws: list[Draw | None] = [None] * len(work)
-        places: list[int] = []
+        draws: list[list[Draw]] = [[] for _ in work]
         rows: list[int] = []
+        places: list[int] = []
         end = 0
         for place, (sequence, count) in enumerate(work):
-            start, done = end, count == sequence.pending
-            end += count if sequence.scored else int(done)
+            start = end
+            drawn = 1 + len(sequence.guesses) if count == sequence.pending else 0
+            end += count if sequence.scored else drawn
             if sequence.scored:
-                draws[place] = self._sampler.score_prompt(logits[start:end], sequence)
-            if done and draws[place] is None:
-                places.append(place)
-                rows.append(end - 1)
+                failure = self._sampler.score_prompt(logits[start:end], sequence)
+                if failure is not None:
+                    draws[place].append(failure)
+                    continue
+            rows += range(end - drawn, end)
+            places += [place] * drawn
         if rows:
-            drawn = logits if len(rows) == len(logits) else logits[rows]
+            wanted = logits if len(rows) == len(logits) else logits[rows]
             sequences = [work[place][0] for place in places]
-            for place, draw in zip(places, self._sampler.draw(drawn, sequences), strict=True):
-                draws[place] = draw
+            for place, draw in zip(places, self._sampler.draw(wanted, sequences), strict=True):
+                draws[place].append(draw)
         return draws
 
     def _commit(
-        self, sequence: Sequence, count: int, draw: Draw | None, moment: TokenTime
+        self, sequence: Sequence, count: int, draws: list[Draw], moment: TokenTime
     ) -> Output | None:
         """Let a sequence have what the step computed for it; a failure here is its own."""
         try:
-            if draw is not None and draw.error is not None:
-                return self._fail(sequence, draw, moment.time)
+            if draws and draws[0].error is not None:
+                return self._fail(sequence, draws[0], moment.time)
             if is_prefill(sequence, count):
                 sequence.events.append(Event("prefill", moment.time, count, moment.step))
-            self._publish(sequence, count)
-            return None if draw is None else self._advance(sequence, draw, moment)
+            taken = self._accept(sequence, draws)
+            self._publish(sequence, count + max(0, len(taken) - 1))
+            return self._advance(sequence, taken, moment) if taken else None
         except Exception:
             log.exception("sequence %s failed", sequence.id)
             return self._fail(sequence, INTERNAL, moment.time)
+
+    def _accept(self, sequence: Sequence, draws: list[Draw]) -> list[Draw]:
+        """Append the drawn tokens: each is right if the guesses before it were; returns those."""
+        guesses, sequence.guesses = sequence.guesses, []
+        taken: list[Draw] = []
+        for draw, guess in zip_longest(draws, guesses):
+            if draw.error is not None:
+                break  # the next step finds it again, as the sequence's own
+            sequence.push(draw.token)
+            taken.append(draw)
+            if draw.token != guess or sequence.finish()[0] is not None:
+                break
+        self._output_tokens += len(taken)
+        if guesses:
+            self._drafts += 1
+            self._draft_tokens += len(guesses)
+            self._accepted_tokens += len(taken) - 1
+        return taken
 
     def _publish(self, sequence: Sequence, count: int) -> None:
         """Count tokens as computed and let others read the blocks that they fill."""
@@ -281,20 +317,18 @@ class Engine:
             for i in range(first, sequence.computed // BLOCK):
                 self._pool.publish(sequence.blocks[i], sequence.digests[i])
 
-    def _advance(self, sequence: Sequence, draw: Draw, moment: TokenTime) -> Output:
-        """Append the drawn token and tell of it."""
-        sequence.push(draw.token)
-        self._output_tokens += 1
+    def _advance(self, sequence: Sequence, taken: list[Draw], moment: TokenTime) -> Output:
+        """Tell of the appended tokens."""
         finish, reason = sequence.finish()
         if finish is not None:
             self._drop(sequence)
             sequence.events.append(Event("finished", moment.time, 0, moment.step))
         return Output(
             id=sequence.id,
-            tokens=(draw.token,),
-            logprobs=() if draw.logprob is None else (draw.logprob,),
+            tokens=tuple(draw.token for draw in taken),
+            logprobs=tuple(draw.logprob for draw in taken if draw.logprob is not None),
             prompt_logprobs=sequence.take_prompt_logprobs() if sequence.scored else (),
-            times=(moment,),
+            times=(moment,) * len(taken),
             finish=finish,
             stop_reason=reason,
             events=sequence.take_events(),
@@ -336,6 +370,9 @@ class Engine:
             prompt_tokens=self._scheduler.prompt_tokens,
             cached_tokens=self._scheduler.cached_tokens,
             output_tokens=self._output_tokens,
+            drafts=self._drafts,
+            draft_tokens=self._draft_tokens,
+            accepted_tokens=self._accepted_tokens,
             prefill_seconds_per_token=self._cost.token if learned else 0.0,
             decode_seconds_per_token=self._cost.decode if learned else 0.0,
             step_seconds=self._cost.fixed if learned else 0.0,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Items
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -33,6 +35,14 @@ class Counts:
             self._counts = np.resize(self._counts, 2 * size)
         self._ids[size] = token
         self._counts[size] = 1
+
+    def remove_last(self, token: int) -> None:
+        """Undo the last `add`, which was of this token."""
+        place = self._index[token]
+        if self._counts[place] == 1:
+            del self._index[token]
+        else:
+            self._counts[place] -= 1
 
     @property
     def ids(self) -> Array:
@@ -87,6 +97,26 @@ class Penalties:
             self._seen.add(token)
         if self._output is not None:
             self._output.add(token)
+
+    @contextmanager
+    def after(self, guesses: Items[int]) -> Iterator[Penalties]:
+        """These penalties as they will be if the next tokens are `guesses`."""
+        done = 0
+        try:
+            for token in guesses:
+                self.push(token)
+                done += 1
+            yield self
+        finally:
+            for token in reversed(guesses[:done]):
+                self._pop(token)
+
+    def _pop(self, token: int) -> None:
+        self._masked += 1
+        if self._seen is not None:
+            self._seen.remove_last(token)
+        if self._output is not None:
+            self._output.remove_last(token)
 
     def apply(self, logits: Array) -> None:
         """Change the logits [vocabulary] float32 in place."""

@@ -39,8 +39,8 @@ class Runner:
     def batch(work: Items[Work]) -> Batch:
         """Lay the work's tokens out flat.
 
-        Logits are wanted where a sequence's last pending token is, and of every prompt row of a
-        sequence whose prompt is scored.
+        Logits are wanted where a sequence's last pending token is and of the guesses after it, and
+        of every prompt row of a sequence whose prompt is scored.
         """
         tokens: list[int] = []
         positions: list[int] = []
@@ -48,19 +48,21 @@ class Runner:
         lengths: list[int] = []
         rows: list[int] = []
         for sequence, count in work:
-            computed = sequence.computed
-            length = computed + count
-            if count == 1:
+            computed, guesses = sequence.computed, sequence.guesses
+            done = count == sequence.pending
+            length = computed + count + len(guesses)
+            if length == computed + 1:
                 tokens.append(sequence.tokens[computed])
                 positions.append(computed)
             else:
-                tokens += sequence.tokens[computed:length]
+                tokens += sequence.tokens[computed : computed + count]
+                tokens += guesses
                 positions += range(computed, length)
             start, end = starts[-1], len(tokens)
             if sequence.scored:
                 rows += range(start, end)
-            elif length == len(sequence.tokens):
-                rows.append(end - 1)
+            elif done:
+                rows += range(end - 1 - len(guesses), end)
             starts.append(end)
             lengths.append(length)
         width = -(-max(lengths) // BLOCK)

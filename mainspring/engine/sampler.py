@@ -53,7 +53,7 @@ INTERNAL = Draw(-1, error=("internal_error", "choosing the next token failed"))
 
 
 class Sampler:
-    """Draws one token for each of a batch's sequences, each by its own Sampling."""
+    """Draws the tokens of a batch's sequences, of each by its own Sampling."""
 
     def __init__(self, kernels: Kernels) -> None:
         self._kernels = kernels
@@ -61,15 +61,17 @@ class Sampler:
         self._parameters: tuple[Array, ...] = ()
 
     def draw(self, logits: Array, sequences: list[Sequence]) -> list[Draw]:
-        """One Draw for each sequence, from its row of logits [rows, vocabulary].
+        """One Draw for each row of logits [rows, vocabulary]; `sequences` says whose it is.
 
-        Rows of sequences with penalties are changed in place. A row that holds NaN or infinity,
-        or whose penalties fail, spoils only its own sequence's Draw.
+        A sequence's rows stand together: first the row of its next token, then those after one,
+        two, ... of its guesses. Rows of sequences with penalties are changed in place. A row that
+        holds NaN or infinity, or whose penalties fail, spoils only its own sequence's Draw.
         """
+        ahead = _ahead(sequences)
         asking = [i for i, s in enumerate(sequences) if s.sampling.logprobs is not None]
         raw = logits[asking] if asking else None
-        failed = self._penalize(logits, sequences)
-        chosen = self._sample(logits, sequences)
+        failed = self._penalize(logits, sequences, ahead)
+        chosen = self._sample(logits, sequences, ahead)
         draws = [Draw(token) if token >= 0 else NUMERICAL for token in chosen]
         for row in failed:
             draws[row] = INTERNAL
@@ -109,25 +111,28 @@ class Sampler:
         ]
 
     @staticmethod
-    def _penalize(logits: Array, sequences: list[Sequence]) -> list[int]:
-        """Apply each sequence's penalties to its row; returns the rows where that failed."""
+    def _penalize(logits: Array, sequences: list[Sequence], ahead: list[int]) -> list[int]:
+        """Apply each sequence's penalties to its rows; returns the rows where that failed."""
         failed = []
-        for row, sequence in enumerate(sequences):
+        for row, (sequence, count) in enumerate(zip(sequences, ahead, strict=True)):
             if sequence.penalties is None:
                 continue
             try:
-                sequence.penalties.apply(logits[row])
+                with sequence.penalties.after(sequence.guesses[:count]) as penalties:
+                    penalties.apply(logits[row])
             except Exception:  # one sequence's failure must not end the others
                 log.exception("penalties of sequence %s failed", sequence.id)
                 failed.append(row)
         return failed
 
-    def _sample(self, logits: Array, sequences: list[Sequence]) -> list[int]:
+    def _sample(self, logits: Array, sequences: list[Sequence], ahead: list[int]) -> list[int]:
         if sequences != self._sequences:
             self._sequences = sequences
             self._parameters = self._gather(sequences)
         temperature, top_k, top_p, min_p, seeds, prompts = self._parameters
-        lengths = np.array([len(s.tokens) for s in sequences], np.uint64)
+        lengths = np.array(
+            [len(s.tokens) + n for s, n in zip(sequences, ahead, strict=True)], np.uint64
+        )
         uniform = uniforms(seeds, lengths - prompts)
         tokens = self._kernels.sample(logits, temperature, top_k, top_p, min_p, uniform)
         drawn: list[int] = tokens.tolist()
@@ -157,3 +162,13 @@ class Sampler:
         scores = self.log_probabilities(raw[[i for i, _ in good]], ids, max(tops))
         for (_, row), score, top in zip(good, scores, tops, strict=True):
             draws[row] = Draw(draws[row].token, TokenLogprob(score.logprob, score.top[:top]))
+
+
+def _ahead(sequences: list[Sequence]) -> list[int]:
+    """How many guesses stand before each row."""
+    counts: list[int] = []
+    last: Sequence | None = None
+    for sequence in sequences:
+        counts.append(counts[-1] + 1 if sequence is last else 0)
+        last = sequence
+    return counts

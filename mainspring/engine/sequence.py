@@ -8,6 +8,7 @@ import numpy as np
 from msgspec import Struct
 
 from mainspring.engine.blocks import block_digests
+from mainspring.engine.draft import Draft
 from mainspring.engine.penalties import Penalties
 from mainspring.kernels import BLOCK
 from mainspring.types import Event, Finish, Sampling, TokenTime
@@ -55,9 +56,14 @@ class Sequence:
     `computed` tokens have their keys and values in the cache; scheduling is nothing but letting
     `computed` catch up with `len(tokens)`. Whenever it has, the next token is drawn.
 
+    In a step, `guesses` of what follows its tokens may be computed too, right after the pending
+    ones. What is drawn at a row does not depend on how the row came to be, so the text is the same;
+    a wrong guess only leaves keys and values after `computed` that the next step overwrites.
+
     `generated` were drawn before the sequence came to this Engine: they are part of `tokens` and
     count as output, so that drawing goes on exactly where it stopped. `context` bounds prompt and
-    output together. `hashed` says whether blocks can be shared through the prefix cache.
+    output together. `hashed` says whether blocks can be shared through the prefix cache,
+    `speculates` whether guesses are made.
     """
 
     __slots__ = (
@@ -66,8 +72,10 @@ class Sequence:
         "cached",
         "computed",
         "digests",
+        "draft",
         "eos",
         "events",
+        "guesses",
         "hashed",
         "id",
         "limit",
@@ -94,6 +102,7 @@ class Sequence:
         eos: tuple[int, ...],
         context: int,
         hashed: bool,
+        speculates: bool = False,
     ) -> None:
         self.id = id
         self.sampling = sampling
@@ -115,6 +124,8 @@ class Sequence:
         self.hashed = hashed
         self.digests: list[bytes] = []
         self.hash_blocks()
+        self.draft = Draft(self.tokens) if speculates else None
+        self.guesses: list[int] = []
         self.cached = 0
         self.admitted = False
         self.events: list[Event] = []
@@ -144,6 +155,7 @@ class Sequence:
         """Compute everything again: the blocks are gone."""
         self.blocks = []
         self.computed = 0
+        self.guesses = []
         self.prompt_logprobs.clear()
 
     def push(self, token: int) -> None:
@@ -151,6 +163,8 @@ class Sequence:
         self.tokens.append(token)
         if self.penalties is not None:
             self.penalties.push(token)
+        if self.draft is not None:
+            self.draft.push(token)
         if len(self.tokens) % BLOCK == 0:
             self.hash_blocks()
 

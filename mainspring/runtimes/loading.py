@@ -45,6 +45,7 @@ def load(
         max_queue=config.max_running + config.max_queue,
         step_seconds=config.step_ms / 1000,
         prefix_cache=config.prefix_cache,
+        speculation=config.speculation,
         dtype="float32" if format == "float32" else "bf16",
     )
     try:

@@ -92,6 +92,9 @@ COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:prompt_tokens", "Prompt tokens.", lambda s: s.prompt_tokens),
     ("vllm:prompt_tokens_cached", "Prompt tokens not computed.", lambda s: s.cached_tokens),
     ("vllm:generation_tokens", "Output tokens.", lambda s: s.output_tokens),
+    ("vllm:spec_decode_num_drafts", "Steps of a sequence with guesses.", lambda s: s.drafts),
+    ("vllm:spec_decode_num_draft_tokens", "Guesses computed.", lambda s: s.draft_tokens),
+    ("vllm:spec_decode_num_accepted_tokens", "Right guesses.", lambda s: s.accepted_tokens),
     ("mainspring_steps", "Steps of the engine.", lambda s: s.steps),
 )
 

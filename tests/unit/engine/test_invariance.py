@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
+from mainspring.engine.draft import Draft
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.reference import generate
 from mainspring.engine.weights import load_model
@@ -72,7 +73,8 @@ class Storm:
         ]
         self.asked: dict[str, Asked] = {}
         self.ids = itertools.count()
-        self.preemptions = self.replays = self.aborts = 0
+        self.preemptions = self.replays = self.aborts = self.guesses = self.accepted = 0
+        self.answers: dict[str, list[int]] = {}
         self.engine = self.new_engine()
 
     def new_engine(self) -> Engine:
@@ -82,12 +84,28 @@ class Storm:
             max_running=rng.choice([2, 5, 16]),
             step_seconds=rng.choice([1e-9, 0.02, 0.1]),
             prefix_cache=rng.random() < 0.8,
+            speculation=rng.random() < 0.9,
             dtype=self.dtype,
         )
         clock: Any = time.monotonic
         if isinstance(self.model, Toy):
             self.model.clock = clock = Clock()
+            self.model.step_seconds = rng.choice([0.0, 0.05])
         return Engine(self.model, self.kernels, config, clock)
+
+    def answer(self, asked: Asked) -> list[int]:
+        key = repr((asked.prompt, asked.sampling))
+        if key not in self.answers:
+            self.answers[key] = generate(
+                self.model, self.kernels, asked.prompt, asked.sampling, dtype=self.dtype
+            )
+        return self.answers[key]
+
+    def count(self) -> None:
+        stats = self.engine.stats()
+        self.preemptions += stats.preemptions
+        self.guesses += stats.draft_tokens
+        self.accepted += stats.accepted_tokens
 
     def arrive(self) -> None:
         rng = self.rng
@@ -108,7 +126,7 @@ class Storm:
 
     def crash(self) -> None:
         """A new Engine is given what was already emitted."""
-        self.preemptions += self.engine.stats().preemptions
+        self.count()
         self.engine = self.new_engine()
         for id, asked in self.asked.items():
             if asked.finish is None:
@@ -125,6 +143,7 @@ class Storm:
                 assert len(output.logprobs) == len(output.tokens)
             if asked.sampling.prompt_logprobs is not None and not asked.tokens:
                 assert len(output.prompt_logprobs) == len(asked.prompt) - 1
+            assert len(output.times) == len(output.tokens)
             asked.tokens += output.tokens
             asked.finish = output.finish
 
@@ -140,18 +159,12 @@ class Storm:
             self.step()
         while self.engine.has_work:
             self.step()
-        self.preemptions += self.engine.stats().preemptions
+        self.count()
         assert self.engine.stats().blocks_used == 0
 
     def compare(self) -> None:
-        answers: dict[str, list[int]] = {}
         for asked in self.asked.values():
-            key = repr((asked.prompt, asked.sampling))
-            if key not in answers:
-                answers[key] = generate(
-                    self.model, self.kernels, asked.prompt, asked.sampling, dtype=self.dtype
-                )
-            assert asked.tokens == answers[key], (asked.prompt, asked.sampling)
+            assert asked.tokens == self.answer(asked), (asked.prompt, asked.sampling)
             assert asked.finish is expected_finish(asked, self.model.shape.eos)
 
 
@@ -174,6 +187,7 @@ def storm(kernels: Kernels, seeds: range, steps: int) -> None:
     assert sum(weather.preemptions for weather in storms)
     assert sum(weather.replays for weather in storms)
     assert sum(weather.aborts for weather in storms)
+    assert 0 < sum(weather.accepted for weather in storms) < sum(w.guesses for w in storms)
 
 
 def native() -> Kernels:
@@ -198,6 +212,32 @@ def test_a_real_checkpoint(format: Format, tmp_path: Path) -> None:
     weather = Storm(kernels, 5, load_model(path, kernels, format=format), "bf16")
     weather.rage(100)
     weather.compare()
+
+
+def know_the_future(weather: Storm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guesses of any number, most of them right and any of them wrong."""
+
+    def guess(draft: Draft, most: int, share: float) -> list[int]:
+        tokens, rng = draft._tokens, weather.rng
+        for asked in weather.asked.values():
+            whole = asked.prompt + weather.answer(asked)
+            if asked.finish is None and whole[: len(tokens)] == tokens:
+                break
+        rest = whole[len(tokens) :] + [rng.randrange(VOCABULARY) for _ in range(15)]
+        guesses = rest[: min(most, rng.choice([0, 1, 4, 15]))]
+        return [rng.randrange(VOCABULARY) if rng.random() < 0.1 else g for g in guesses]
+
+    monkeypatch.setattr(Draft, "guess", guess)
+
+
+def test_guesses_of_every_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    storms = [Storm(native(), seed) for seed in range(300, 306)]
+    for weather in storms:
+        know_the_future(weather, monkeypatch)
+        weather.rage(150)
+        weather.compare()
+    assert sum(weather.preemptions for weather in storms)
+    assert sum(weather.accepted for weather in storms) > 1000
 
 
 @pytest.mark.slow

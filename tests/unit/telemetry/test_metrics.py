@@ -40,7 +40,7 @@ def test_the_buckets_are_those_of_the_dashboards() -> None:
 def test_the_engines_numbers() -> None:
     stats = EngineStats(
         running=3, waiting=2, blocks=8, blocks_used=2, prompt_tokens=100, cached_tokens=40,
-        output_tokens=7, preemptions=1,
+        output_tokens=7, preemptions=1, drafts=4, draft_tokens=9, accepted_tokens=5,
     )  # fmt: skip
     found = samples(make(stats))
     at = "{engine=0,model_name=m}"
@@ -51,6 +51,9 @@ def test_the_engines_numbers() -> None:
     assert found[f"vllm:prefix_cache_hits_total{at}"] == 40
     assert found[f"vllm:generation_tokens_total{at}"] == 7
     assert found[f"vllm:num_preemptions_total{at}"] == 1
+    assert found[f"vllm:spec_decode_num_drafts_total{at}"] == 4
+    assert found[f"vllm:spec_decode_num_draft_tokens_total{at}"] == 9
+    assert found[f"vllm:spec_decode_num_accepted_tokens_total{at}"] == 5
     assert found[f"mainspring_worker_restarts_total{at}"] == 2
 
 
