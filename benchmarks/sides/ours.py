@@ -29,12 +29,11 @@ def main() -> None:
 
     def batch(sequences: int, prompt: int, output: int) -> dict[str, Any]:
         nonlocal count
-        blocks = sequences * (-(-(prompt + output) // BLOCK) + 1)
         engine = Engine(
             model,
             kernels,
             EngineConfig(
-                blocks=blocks,
+                blocks=sequences * (-(-(prompt + output) // BLOCK) + 1),
                 max_running=sequences,
                 max_queue=sequences,
                 prefix_cache=False,
