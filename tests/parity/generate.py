@@ -15,8 +15,8 @@ __all__ = ["greedy"]
 def greedy(
     model: Architecture, kernels: Kernels, prompts: Sequence[Sequence[int]], count: int
 ) -> list[list[int]]:
-    """`count` tokens after each prompt; the cache holds about half of what all need at once."""
-    config = EngineConfig(blocks=32, max_running=12, dtype="float32")
+    """`count` tokens after each prompt; the cache holds about a quarter of what all need."""
+    config = EngineConfig(blocks=16, max_running=12, dtype="float32")
     engine = Engine(model, kernels, config)
     found: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
