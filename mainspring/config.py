@@ -72,7 +72,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     speculation: Annotated[
         bool,
         _setting("Compute guessed next tokens ahead where text repeats; the text is the same."),
-    ] = True
+    ] = False
     threads: Annotated[
         int, _setting("Compute threads of a model; 0: one for each core.", ge=0, le=512)
     ] = 0
