@@ -7,6 +7,8 @@ namespace mainspring::MAINSPRING_ISA {
 
 void pack(const Context&, const void* matrix, Source, Weight&);
 void linear(const Context&, const float* x, std::int64_t rows, const Weight&, float* y);
+void gated_linear(const Context&, const float* x, std::int64_t rows, const Weight&, Activation,
+                  float* y);
 void embedding(const Context&, const std::int32_t* ids, std::int64_t rows, const Weight&, float* y);
 void rms_norm(const Context&, float* x, const float* add, const float* gain, float eps,
               std::int64_t rows, std::int64_t width, float* y);
@@ -15,8 +17,6 @@ void head_norm(const Context&, float* x, const float* gain, float eps, std::int6
 void rope(const Context&, float* x, const float* table, const std::int32_t* positions,
           std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head,
           std::int64_t half);
-void gated(const Context&, const float* x, Activation, std::int64_t rows, std::int64_t width,
-           float* y);
 void softcap(const Context&, float* x, std::int64_t count, float cap);
 void attention(const Context&, const Attention&);
 void sample(const Context&, const Sample&);

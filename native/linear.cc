@@ -1,6 +1,8 @@
-// y = x @ matrix.T + bias.
+// y = x @ matrix.T + bias, and the same with the halves of y joined by a gate.
+#include "gate.h"
 #include "isa.h"
 #include "quantize.h"
+#include "rows.h"
 #include "tile.h"
 
 namespace mainspring::MAINSPRING_ISA {
@@ -18,20 +20,6 @@ struct Rows {
   float* scales;          // [group][row], quantized formats only
   std::int32_t* offsets;  // [group][row]: -128 * the sum of the integers
   std::int64_t count;
-};
-
-template <class F>
-struct Prepared {
-  Prepared(const Context& context, std::int64_t rows, std::int64_t groups)
-      : values(context.arena, rows * groups * kGroup),
-        scales(context.arena, rows * groups),
-        offsets(context.arena, rows * groups),
-        view{values.data(), scales.data(), offsets.data(), rows} {}
-
-  Scratch<typename F::Element> values;
-  Scratch<float> scales;
-  Scratch<std::int32_t> offsets;
-  Rows<typename F::Element> view;
 };
 
 template <class F>
@@ -54,10 +42,8 @@ void prepare_group(const float* x, int count, std::int64_t at,
       total += integers;
       F::put(values + i, integers);
     }
-    std::int32_t sum = 0;
-    for (int i = 0; i < lanes; ++i) sum += total[i];
     to.scales[at] = scale.step;
-    to.offsets[at] = -128 * sum;
+    to.offsets[at] = -128 * sum(total);
   }
 }
 
@@ -77,6 +63,29 @@ void prepare(const Context& context, const float* x, const Weight& weight,
       }
     }
   });
+}
+
+// Rows and the memory they lie in.
+template <class F>
+struct Prepared {
+  Prepared(const Context& context, const float* x, std::int64_t rows, const Weight& weight)
+      : values(context.arena, rows * weight.groups() * kGroup),
+        scales(context.arena, rows * weight.groups()),
+        offsets(context.arena, rows * weight.groups()),
+        view{values.data(), scales.data(), offsets.data(), rows} {
+    prepare<F>(context, x, weight, view);
+  }
+
+  Scratch<typename F::Element> values;
+  Scratch<float> scales;
+  Scratch<std::int32_t> offsets;
+  Rows<typename F::Element> view;
+};
+
+// Columns of a panel that a matrix of n has.
+inline int panel_width(std::int64_t n, std::int64_t panel) {
+  const std::int64_t left = n - panel * kPanel;
+  return int(left < kPanel ? left : kPanel);
 }
 
 // sums += integers * (scale of the column * scale of the row): the one place where integers of a
@@ -227,10 +236,11 @@ void narrow_tile(const Int8::Element* x, const std::byte* group, int depth, cons
   }
 }
 
+// The sums of `rows` rows from `first` on over the columns of a panel, with their bias:
+// sums [rows][kPanel].
 template <class F>
-void panel_product(const Rows<typename F::Element>& x, const Weight& weight, std::int64_t panel,
-                   std::int64_t first, int rows, float* y) {
-  alignas(64) float sums[kRows * kPanel];
+void panel_sums(const Rows<typename F::Element>& x, const Weight& weight, std::int64_t panel,
+                std::int64_t first, int rows, float* sums) {
   alignas(64) std::byte wide[kGroup * kPanel];
   std::memset(sums, 0, sizeof(float) * unsigned(rows) * kPanel);
   for (std::int64_t g = 0; g < weight.groups(); ++g) {
@@ -264,31 +274,22 @@ void panel_product(const Rows<typename F::Element>& x, const Weight& weight, std
       });
     });
   }
-  const std::int64_t column = panel * kPanel;
-  const int width = int(weight.n - column < kPanel ? weight.n - column : kPanel);
-  const float* bias = weight.bias.as<float>();
-  for (int r = 0; r < rows; ++r) {
-    float* to = y + (first + r) * weight.n + column;
-    const float* from = sums + r * kPanel;
-    if (bias == nullptr) {
-      std::memcpy(to, from, sizeof(float) * unsigned(width));
-    } else {
-      for (int i = 0; i < width; ++i) to[i] = from[i] + bias[column + i];
+  if (const float* bias = weight.bias.as<float>()) {
+    const int width = panel_width(weight.n, panel);
+    for (int r = 0; r < rows; ++r) {
+      for (int i = 0; i < width; ++i) sums[r * kPanel + i] += bias[panel * kPanel + i];
     }
   }
 }
 
-template <class F>
-void product(const Context& context, const float* x, std::int64_t rows, const Weight& weight,
-             float* y) {
-  const Prepared<F> prepared(context, rows, weight.groups());
-  prepare<F>(context, x, weight, prepared.view);
+// Calls body(panel, first, rows) for pieces of the product x of `rows` rows by the first `panels`
+// panels of a matrix, each piece once, on all threads.
+template <class Body>
+void each_piece(const Context& context, std::int64_t rows, std::int64_t panels, const Body& body) {
   const std::int64_t pieces = (rows + kRows - 1) / kRows;
-  const std::int64_t panels = weight.panels();
   const auto piece = [&](std::int64_t panel, std::int64_t index) {
     const std::int64_t first = index * kRows;
-    const int count = int(rows - first < kRows ? rows - first : kRows);
-    panel_product<F>(prepared.view, weight, panel, first, count, y);
+    body(panel, first, int(rows - first < kRows ? rows - first : kRows));
   };
   const int threads = context.pool.threads();
   if (panels >= 2 * threads) {
@@ -307,6 +308,57 @@ void product(const Context& context, const float* x, std::int64_t rows, const We
   }
 }
 
+template <class F>
+void product(const Context& context, const float* x, std::int64_t rows, const Weight& weight,
+             float* y) {
+  const Prepared<F> prepared(context, x, rows, weight);
+  each_piece(context, rows, weight.panels(), [&](std::int64_t panel, std::int64_t first, int count) {
+    alignas(64) float sums[kRows * kPanel];
+    panel_sums<F>(prepared.view, weight, panel, first, count, sums);
+    const unsigned width = unsigned(panel_width(weight.n, panel));
+    for (int r = 0; r < count; ++r) {
+      std::memcpy(y + (first + r) * weight.n + panel * kPanel, sums + r * kPanel,
+                  sizeof(float) * width);
+    }
+  });
+}
+
+// The halves of a product meet while both are in the first-level cache: a prompt's [rows, 2 width]
+// would not even stay in the last level. Needs halves of whole panels.
+template <class F, class Function>
+void gated_product(const Context& context, const float* x, std::int64_t rows, const Weight& weight,
+                   const Function& function, float* y) {
+  const Prepared<F> prepared(context, x, rows, weight);
+  const std::int64_t panels = weight.panels() / 2;
+  each_piece(context, rows, panels, [&](std::int64_t panel, std::int64_t first, int count) {
+    alignas(64) float gate[kRows * kPanel], up[kRows * kPanel];
+    panel_sums<F>(prepared.view, weight, panel, first, count, gate);
+    panel_sums<F>(prepared.view, weight, panels + panel, first, count, up);
+    for (int r = 0; r < count; ++r) {
+      gate_row(gate + r * kPanel, up + r * kPanel, kPanel,
+               y + (first + r) * weight.n / 2 + panel * kPanel, function);
+    }
+  });
+}
+
+template <class F>
+void gated_by_format(const Context& context, const float* x, std::int64_t rows,
+                     const Weight& weight, Activation activation, float* y) {
+  with_function(activation, [&](const auto& function) {
+    const std::int64_t width = weight.n / 2;
+    if (width % kPanel == 0) {
+      gated_product<F>(context, x, rows, weight, function, y);
+      return;
+    }
+    const Scratch<float> both(context.arena, rows * weight.n);
+    product<F>(context, x, rows, weight, both.data());
+    each_row(context, rows, 4 * width, [&](std::int64_t row) {
+      const float* gate = both.data() + row * weight.n;
+      gate_row(gate, gate + width, width, y + row * width, function);
+    });
+  });
+}
+
 }  // namespace
 
 void linear(const Context& context, const float* x, std::int64_t rows, const Weight& weight,
@@ -317,6 +369,18 @@ void linear(const Context& context, const float* x, std::int64_t rows, const Wei
     case Format::bf16: return product<BFloat16>(context, x, rows, weight, y);
     case Format::int8:
     case Format::int4: return product<Int8>(context, x, rows, weight, y);
+  }
+}
+
+void gated_linear(const Context& context, const float* x, std::int64_t rows, const Weight& weight,
+                  Activation activation, float* y) {
+  if (rows == 0) return;
+  switch (weight.format) {
+    case Format::float32:
+      return gated_by_format<Float32>(context, x, rows, weight, activation, y);
+    case Format::bf16: return gated_by_format<BFloat16>(context, x, rows, weight, activation, y);
+    case Format::int8:
+    case Format::int4: return gated_by_format<Int8>(context, x, rows, weight, activation, y);
   }
 }
 

@@ -103,6 +103,19 @@ class Kernels {
     return y.array();
   }
 
+  Floats gated_linear(const Input& x, const Weight& weight, const std::string& activation) {
+    const std::int64_t rows = rows_of(x, "x");
+    const float* from = view<float>(x, "x", {rows, weight.k});
+    if (weight.n % 2 != 0) refuse("weight must have two halves of equal height");
+    if (activation != "silu" && activation != "gelu_tanh") {
+      refuse("activation must be silu or gelu_tanh, not " + activation);
+    }
+    const Activation which = activation == "silu" ? Activation::silu : Activation::gelu_tanh;
+    Result<float> y(arena_, {rows, weight.n / 2});
+    compute([&] { operations_.gated_linear(context(), from, rows, weight, which, y.data()); });
+    return y.array();
+  }
+
   Floats embedding(const Input& ids, const Weight& weight) {
     const std::int64_t rows = length_of(ids, "ids");
     const auto* from = view<std::int32_t>(ids, "ids", {rows});
@@ -151,18 +164,6 @@ class Kernels {
     compute([&] {
       operations_.rope(context(), from, angles, where, rows, width, heads, head, half);
     });
-  }
-
-  Floats gated(const Input& x, const std::string& activation) {
-    const std::int64_t rows = rows_of(x, "x"), width = std::int64_t(x.shape(1)) / 2;
-    const float* from = view<float>(x, "x", {rows, 2 * width});
-    if (activation != "silu" && activation != "gelu_tanh") {
-      refuse("activation must be silu or gelu_tanh, not " + activation);
-    }
-    const Activation which = activation == "silu" ? Activation::silu : Activation::gelu_tanh;
-    Result<float> y(arena_, {rows, width});
-    compute([&] { operations_.gated(context(), from, which, rows, width, y.data()); });
-    return y.array();
   }
 
   void softcap(const InOut& x, float cap) {
@@ -350,6 +351,7 @@ NB_MODULE(_native, m) {
       .def("weight", &Kernels::weight, "matrix"_a, "bias"_a = nb::none(), nb::kw_only(),
            "format"_a)
       .def("linear", &Kernels::linear, "x"_a, "weight"_a)
+      .def("gated_linear", &Kernels::gated_linear, "x"_a, "weight"_a, "activation"_a)
       .def("embedding", &Kernels::embedding, "ids"_a, "weight"_a)
       .def("rms_norm", &Kernels::rms_norm, "x"_a.noconvert(), "gain"_a, "eps"_a, nb::kw_only(),
            "add"_a = nb::none())
@@ -357,7 +359,6 @@ NB_MODULE(_native, m) {
            "first"_a, "heads"_a)
       .def("rope", &Kernels::rope, "x"_a.noconvert(), "table"_a, "positions"_a, nb::kw_only(),
            "heads"_a, "head"_a)
-      .def("gated", &Kernels::gated, "x"_a, "activation"_a)
       .def("softcap", &Kernels::softcap, "x"_a.noconvert(), "cap"_a)
       .def("cache", &Kernels::cache, "layers"_a, "blocks"_a, "heads"_a, "head"_a, "dtype"_a)
       .def("attention", &Kernels::attention, "qkv"_a, "cache"_a, "layer"_a, "starts"_a,

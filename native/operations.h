@@ -123,6 +123,9 @@ struct Operations {
   const char* name;
   void (*pack)(const Context&, const void* matrix, Source, Weight&);
   void (*linear)(const Context&, const float* x, std::int64_t rows, const Weight&, float* y);
+  // y [rows, n / 2]
+  void (*gated_linear)(const Context&, const float* x, std::int64_t rows, const Weight&,
+                       Activation, float* y);
   void (*embedding)(const Context&, const std::int32_t* ids, std::int64_t rows, const Weight&,
                     float* y);
   // `add` may be null; otherwise x += add first. In the next two, rows of x are `stride` apart.
@@ -133,8 +136,6 @@ struct Operations {
   void (*rope)(const Context&, float* x, const float* table, const std::int32_t* positions,
                std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head,
                std::int64_t half);
-  void (*gated)(const Context&, const float* x, Activation, std::int64_t rows, std::int64_t width,
-                float* y);
   void (*softcap)(const Context&, float* x, std::int64_t count, float cap);
   void (*attention)(const Context&, const Attention&);
   void (*sample)(const Context&, const Sample&);

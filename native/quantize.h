@@ -28,9 +28,7 @@ inline Scale scale_of(const float* x, int count, float limit) {
     const Int magnitude = bits_as<Int>(load(x + i)) & 0x7fffffff;
     size = size > magnitude ? size : magnitude;
   }
-  std::int32_t most = 0;
-  for (int i = 0; i < lanes; ++i) most = size[i] > most ? size[i] : most;
-  return scale_of_largest(bits_as<float>(most), limit);
+  return scale_of_largest(bits_as<float>(largest(size)), limit);
 }
 
 inline Int quantized(Float x, Scale scale, std::int32_t limit) {

@@ -59,6 +59,9 @@ inline float largest(Float v) {
   return _mm_cvtss_f32(_mm_max_ss(c, _mm_movehdup_ps(c)));
 }
 
+inline std::int32_t sum(Int v) { return _mm512_reduce_add_epi32(__m512i(v)); }
+inline std::int32_t largest(Int v) { return _mm512_reduce_max_epi32(__m512i(v)); }
+
 // Two bfloat16 in each 32 bits.
 struct BFloat16 {
   using Element = std::uint16_t;

@@ -1,8 +1,20 @@
 // Narrow formats on instruction sets without their own dot products: bf16 through float32, int8
-// through sums of neighbouring 16-bit products. Included by vec_avx2.h and vec_portable.h.
+// through sums of neighbouring 16-bit products; and what else both lack. Included by vec_avx2.h and
+// vec_portable.h.
 #pragma once
 
 namespace mainspring::MAINSPRING_ISA {
+
+inline std::int32_t sum(Int v) {
+  std::int32_t total = 0;
+  for (int i = 0; i < lanes; ++i) total += v[i];
+  return total;
+}
+inline std::int32_t largest(Int v) {
+  std::int32_t most = v[0];
+  for (int i = 1; i < lanes; ++i) most = v[i] > most ? v[i] : most;
+  return most;
+}
 
 // Two bfloat16 in each 32 bits; activations are floats that were rounded to bfloat16.
 struct BFloat16 {

@@ -90,6 +90,15 @@ class Kernels(Protocol):
         """
         ...
 
+    def gated_linear(
+        self, x: Array, weight: Weight, activation: Literal["silu", "gelu_tanh"]
+    ) -> Array:
+        """x [rows, k], weight [2 w, k]: with gate | up = linear(x, weight), activation(gate) * up.
+
+        Returns [rows, w].
+        """
+        ...
+
     def embedding(self, ids: Array, weight: Weight) -> Array:
         """ids int32 [rows] -> the matrix's rows, dequantized: float32 [rows, k]."""
         ...
@@ -117,10 +126,6 @@ class Kernels(Protocol):
         of a head are rotated as halves (x1, x2) -> (x1 c - x2 s, x2 c + x1 s). `positions` int32
         [rows].
         """
-        ...
-
-    def gated(self, x: Array, activation: Literal["silu", "gelu_tanh"]) -> Array:
-        """x [rows, 2 w] = gate | up -> activation(gate) * up, [rows, w]."""
         ...
 
     def softcap(self, x: Array, cap: float) -> None:

@@ -166,6 +166,16 @@ class ReferenceKernels:
             y += exact.astype(np.float32) * (scales[:, g, None] * w.scales[None, :, g])
         return y
 
+    def gated_linear(
+        self, x: Array, weight: Weight, activation: Literal["silu", "gelu_tanh"]
+    ) -> Array:
+        gate, up = np.split(self.linear(x, weight), 2, axis=1)
+        inner = gate
+        if activation == "gelu_tanh":  # 0.5 (1 + tanh z) = 1 / (1 + e^-2z), which does not cancel
+            inner = np.float32(np.sqrt(8 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
+        with np.errstate(over="ignore"):
+            return np.asarray(gate / (1 + np.exp(-inner)) * up, np.float32)
+
     def embedding(self, ids: Array, weight: Weight) -> Array:
         return np.ascontiguousarray(cast(ReferenceWeight, weight).matrix()[ids])
 
@@ -188,14 +198,6 @@ class ReferenceKernels:
         part[:, :, :half] = first * cosines - second * sines
         part[:, :, half : 2 * half] = second * cosines + first * sines
         x[:, : heads * head] = part.reshape(len(x), -1)
-
-    def gated(self, x: Array, activation: Literal["silu", "gelu_tanh"]) -> Array:
-        gate, up = np.split(x, 2, axis=1)
-        inner = gate
-        if activation == "gelu_tanh":  # 0.5 (1 + tanh z) = 1 / (1 + e^-2z), which does not cancel
-            inner = np.float32(np.sqrt(8 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
-        with np.errstate(over="ignore"):
-            return np.asarray(gate / (1 + np.exp(-inner)) * up, np.float32)
 
     def softcap(self, x: Array, cap: float) -> None:
         x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))

@@ -45,4 +45,4 @@ class FeedForward:
     def __call__(self, x: Array) -> Array:
         """[rows, hidden] -> [rows, hidden]"""
         k = self.kernels
-        return k.linear(k.gated(k.linear(x, self.gate_up), self.activation), self.down)
+        return k.linear(k.gated_linear(x, self.gate_up, self.activation), self.down)

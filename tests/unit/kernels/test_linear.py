@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 import pytest
@@ -147,3 +147,54 @@ def test_wrong_arguments(kernels: Kernels) -> None:
     for bad in (-1, 8):
         with pytest.raises(ValueError, match=r"ids\[1\] is"):
             kernels.embedding(np.array([0, bad], np.int32), weight)
+
+
+ACTIVATIONS: tuple[Literal["silu", "gelu_tanh"], ...] = ("silu", "gelu_tanh")
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("width", [1, 33, 64, 100, 192])  # halves of whole panels, and others
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gated_equals_the_reference(
+    kernels: Kernels,
+    reference: Kernels,
+    format: Format,
+    width: int,
+    activation: Literal["silu", "gelu_tanh"],
+) -> None:
+    matrix, bias, x = numbers(8, 2 * width, 70), numbers(9, 2 * width), numbers(10, 65, 70)
+    bias[0], x[0] = 200, x[0] * 100  # where e^x overflows
+    ours = kernels.weight(matrix, bias, format=format)
+    theirs = reference.weight(matrix, bias, format=format)
+    y = kernels.gated_linear(x, ours, activation)
+    assert y.shape == (65, width)
+    expected = reference.gated_linear(x, theirs, activation)
+    # Errors of both halves as in `linear`, each multiplied by the other half.
+    gate, up = np.split(np.abs(reference.linear(x, theirs)), 2, axis=1)
+    allowed = 2e-5 * np.abs(expected) + 4e-6 * 70**0.5 * (1 + np.abs(x).max()) * (gate + up + 1)
+    assert (np.abs(y - expected) <= allowed).all()
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("width", [100, 192])
+def test_gated_rows_do_not_depend_on_their_batch(
+    kernels: Kernels, alone: Kernels, format: Format, width: int
+) -> None:
+    matrix, x = numbers(11, 2 * width, 333), numbers(12, 120, 333)
+    x[7, 0] = np.nan
+    weight, other = (k.weight(matrix, format=format) for k in (kernels, alone))
+    whole = kernels.gated_linear(x, weight, "silu")
+    assert np.isnan(whole).all(axis=1).tolist() == [row == 7 for row in range(120)]
+    np.testing.assert_array_equal(alone.gated_linear(x, other, "silu"), whole)
+    for row in (0, 1, 47, 48, 119):
+        alone_row = kernels.gated_linear(x[row : row + 1], weight, "silu")
+        np.testing.assert_array_equal(alone_row[0], whole[row])
+
+
+def test_gated_refuses_what_has_no_halves(kernels: Kernels) -> None:
+    weight = kernels.weight(numbers(13, 5, 7), format="float32")
+    with pytest.raises(ValueError, match="halves"):
+        kernels.gated_linear(numbers(14, 1, 7), weight, "silu")
+    weight = kernels.weight(numbers(13, 4, 7), format="float32")
+    with pytest.raises(ValueError, match="activation"):
+        kernels.gated_linear(numbers(14, 1, 7), weight, "relu")  # type: ignore[arg-type]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import numpy as np
 import pytest
 
@@ -51,21 +49,6 @@ def test_rope(kernels: Kernels, reference: Kernels, head: int, half: int) -> Non
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu_tanh"])
-@pytest.mark.parametrize("width", WIDTHS)
-def test_gated(
-    kernels: Kernels,
-    reference: Kernels,
-    activation: Literal["silu", "gelu_tanh"],
-    width: int,
-) -> None:
-    x = numbers(9, 65, 2 * width) * 5
-    x[0, 0], x[1, 0], x[2, 0] = 200, -200, 0  # beyond where e^x overflows
-    np.testing.assert_allclose(
-        kernels.gated(x, activation), reference.gated(x, activation), rtol=2e-6, atol=2e-6
-    )
-
-
 def test_softcap(kernels: Kernels, reference: Kernels) -> None:
     ours = np.concatenate([numbers(10, 9, 1001) * s for s in (1e-6, 0.3, 10, 1e4)])
     theirs = ours.copy()
@@ -78,20 +61,15 @@ def test_poison_stays_visible(kernels: Kernels) -> None:
     x = numbers(11, 4, 70)
     x[2, 69] = np.nan
     gain = np.ones(70, np.float32)
-    for y in (kernels.rms_norm(x, gain, 1e-6), kernels.gated(x, "silu")):
-        assert np.isnan(y).any(axis=1).tolist() == [False, False, True, False]
+    y = kernels.rms_norm(x, gain, 1e-6)
+    assert np.isnan(y).any(axis=1).tolist() == [False, False, True, False]
 
 
 def test_rows_do_not_depend_on_their_batch(kernels: Kernels, alone: Kernels) -> None:
     x, gain = numbers(12, 300, 500), numbers(13, 500)
-    for call in (
-        lambda k, a: k.rms_norm(a, gain, 1e-6),
-        lambda k, a: k.gated(a, "silu"),
-        lambda k, a: k.gated(a, "gelu_tanh"),
-    ):
-        whole = call(kernels, x)
-        np.testing.assert_array_equal(call(alone, x), whole)
-        np.testing.assert_array_equal(call(kernels, x[7:8]), whole[7:8])
+    whole = kernels.rms_norm(x, gain, 1e-6)
+    np.testing.assert_array_equal(alone.rms_norm(x, gain, 1e-6), whole)
+    np.testing.assert_array_equal(kernels.rms_norm(x[7:8], gain, 1e-6), whole[7:8])
 
 
 def test_wrong_arguments(kernels: Kernels) -> None:
@@ -113,7 +91,5 @@ def test_wrong_arguments(kernels: Kernels) -> None:
         kernels.rope(x, table, positions, heads=5, head=10)
     with pytest.raises(ValueError, match="wider"):
         kernels.rope(x, table, positions, heads=4, head=8)
-    with pytest.raises(ValueError, match="activation"):
-        kernels.gated(x, "relu")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="cap"):
         kernels.softcap(x, 0.0)
