@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find native -type f 2>/dev/null)
 
-.PHONY: run test check bench bench-peer parity guide soak clean
+.PHONY: run test check bench bench-peers parity guide soak clean
 
 $(VENV)/.installed: $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -54,10 +54,21 @@ guide: .venv-parity/.installed  ## train the embedded model again
 	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-bench/bin/python -m pip install --no-binary llama-cpp-python llama-cpp-python gguf
 	@touch $@
 
-bench-peer: .venv-bench/.installed
+.venv-openvino/.installed:
+	$(PYTHON) -m venv .venv-openvino
+	.venv-openvino/bin/python -m pip install --quiet torch==2.13.0
+	.venv-openvino/bin/python -m pip install --quiet openvino-genai openvino-tokenizers optimum-intel nncf
+	.venv-openvino/bin/python -m pip uninstall --quiet --yes torchvision
+	@touch $@
 
-bench: $(VENV)/.installed bench-peer  ## the engine against llama.cpp on this machine
+bench-peers: .venv-bench/.installed .venv-openvino/.installed .venv-parity/.installed  ## what `make bench` compares with
+
+bench: $(VENV)/.installed bench-peers  ## every published table on this machine (about 45 minutes)
 	$(BIN)/python benchmarks/engine.py --save
+	$(BIN)/python benchmarks/engine.py --shape llama-3.2-1b --save
+	$(BIN)/python benchmarks/speculation.py --save
+	$(BIN)/python benchmarks/accuracy.py --save
+	$(BIN)/python benchmarks/report.py
 
 clean:
-	rm -rf build dist $(VENV) .venv-parity .venv-bench
+	rm -rf build dist $(VENV) .venv-parity .venv-bench .venv-openvino

@@ -1,12 +1,12 @@
-"""The Engine against llama.cpp, both sides in one run, interleaved; figures are ratios of medians.
+"""The Engine against its peers, all sides in one run, in turns; figures are ratios of medians.
 
-    make bench                                    the whole table (about 10 minutes)
-    python benchmarks/engine.py --cells decode    one kind of cell
+    make bench                                                    every table
+    python benchmarks/engine.py --cells decode --peers openvino   one kind of cell, one peer
 
-Both engines get the same shape with random weights, the same threads, the same random prompts,
-greedy choice, and run every sequence to its full length. llama.cpp comes from PyPI's sdist, built
-with native flags into `.venv-bench`. Memory bandwidth of shared machines moves by itself, so the
-sides take turns within each cell and a bandwidth probe stands before and after every pair.
+Every engine gets the same shape with random weights, the same threads, the same random prompts as
+token ids, greedy choice, and runs every sequence to its full length. Peers come from PyPI, each in
+a virtual environment of its own (`make bench-peers`). Memory bandwidth of shared machines moves by
+itself, so the sides take turns within each cell and a bandwidth probe stands before every turn.
 """
 
 from __future__ import annotations
@@ -20,26 +20,61 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.checkpoint import write_checkpoint
+from benchmarks.shapes import SHAPES
 from benchmarks.sides import Side
 from mainspring.kernels import load_kernels
 from mainspring.kernels.cpu import measure
 
 ROOT = Path(__file__).parents[1]
-# (cell, precision, sequences, prompt, output, the figure that is compared)
+OURS = "mainspring"
+
+
+@dataclass(frozen=True)
+class Peer:
+    environment: str
+    precisions: tuple[str, ...]
+
+
+PEERS = {
+    "llamacpp": Peer(".venv-bench", ("int8", "int4", "bf16")),
+    "openvino": Peer(".venv-openvino", ("int8", "int4")),
+    "transformers": Peer(".venv-parity", ("bf16",)),
+}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of `sequences` prompts to `output` tokens each, and the rows that come from it."""
+
+    name: str
+    precisions: tuple[str, ...]
+    sequences: int
+    prompt: int
+    output: int
+    rows: dict[str, str]
+    """row name: the phase whose tokens a second are compared (prefill, decode or output)"""
+    peers: tuple[str, ...] = tuple(PEERS)
+    most: int = 9
+    """rounds, for a cell that takes minutes"""
+
+
 CELLS = [
-    ("decode", "int8", 1, 32, 128, "decode_tokens_per_second"),
-    ("decode", "int4", 1, 32, 128, "decode_tokens_per_second"),
-    ("decode", "bf16", 1, 32, 64, "decode_tokens_per_second"),
-    ("prefill512", "int8", 1, 512, 1, "prefill_tokens_per_second"),
-    ("prefill2048", "int8", 1, 2048, 1, "prefill_tokens_per_second"),
-    ("batch16", "int8", 16, 128, 128, "output_tokens_per_second"),
-    ("batch32", "int8", 32, 128, 128, "output_tokens_per_second"),
-    ("batch32", "int4", 32, 128, 128, "output_tokens_per_second"),
-]
+    Cell("decode", ("int8", "int4", "bf16"), 1, 32, 128, {"decode": "decode"}),
+    Cell("prefill512", ("int8",), 1, 512, 1, {"prefill512": "prefill"}),
+    Cell("prefill2048", ("int8",), 1, 2048, 1, {"prefill2048": "prefill"}),
+    Cell("batch16", ("int8", "int4"), 16, 128, 128, {"batch16": "output"}),
+    Cell("batch32", ("int8", "int4"), 32, 128, 128, {"batch32": "output", "decode32": "decode"}),
+    Cell(
+        "long16k", ("int8",), 1, 16384, 32, {"prefill16k": "prefill", "decode16k": "decode"},
+        peers=("llamacpp",), most=1,
+    ),
+]  # fmt: skip
 
 
 def machine() -> dict[str, Any]:
@@ -62,76 +97,130 @@ def machine() -> dict[str, Any]:
     }
 
 
-def compare(
-    shape: str, threads: int, rounds: int, wanted: set[str], peer: str
-) -> Iterator[dict[str, Any]]:
-    """One row a cell: each side's runs, medians and their ratio."""
-    kernels = load_kernels(threads=threads)
+def run_cell(cell: Cell, sides: dict[str, Side], rounds: int, probe: Any) -> dict[str, Any]:
+    """What every side of the cell measured in each round, and the bandwidth before each."""
+    sides = {name: side for name, side in sides.items() if name == OURS or name in cell.peers}
+    found: dict[str, Any] = {"bandwidth_gb_s": [], "runs": {name: [] for name in sides}}
+    for _ in range(min(rounds, cell.most)):
+        found["bandwidth_gb_s"].append(round(measure(probe).read / 1e9, 1))
+        for name, side in sides.items():
+            run = side.measure(
+                "batch", sequences=cell.sequences, prompt=cell.prompt, output=cell.output
+            )
+            found["runs"][name].append(run)
+    return found
+
+
+def rows_of(cell: Cell, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The cell's rows: tokens a second of every side, the best peer, and our ratio to it."""
+    runs: dict[str, list[dict[str, Any]]] = found["runs"]
+    for row, phase in cell.rows.items():
+        speeds = {
+            name: [round(run[f"{phase}_tokens_per_second"], 1) for run in taken]
+            for name, taken in runs.items()
+        }
+        medians = {name: statistics.median(taken) for name, taken in speeds.items()}
+        ours = medians.pop(OURS)
+        best = max(medians, key=lambda name: medians[name])
+        yield {
+            "cell": row,
+            "bandwidth_gb_s": found["bandwidth_gb_s"],
+            "tokens_per_second": speeds,
+            "best": best,
+            "ratio": round(ours / medians[best], 2),
+            "resident_mb": {
+                name: {kind: round(mb) for kind, mb in taken[-1]["resident_mb"].items()}
+                for name, taken in runs.items()
+            },
+        }
+
+
+def compare(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rows of the chosen cells; the sides of a precision are alive together."""
+    probe = load_kernels(threads=options.threads)
+    folder = options.cache / options.shape
+    if not folder.exists():
+        write_checkpoint(folder, SHAPES[options.shape])
     for precision in ("int8", "int4", "bf16"):
-        cells = [c for c in CELLS if c[1] == precision and (not wanted or c[0] in wanted)]
-        if not cells:
+        cells = [
+            cell
+            for cell in CELLS
+            if precision in cell.precisions and (not options.cells or cell.name in options.cells)
+        ]
+        peers = [
+            name
+            for name in options.peers
+            if precision in PEERS[name].precisions and any(name in cell.peers for cell in cells)
+        ]
+        if not peers:
             continue
-        options = {"shape": shape, "precision": precision, "threads": threads}
-        ours, theirs = (
-            Side(sys.executable, "ours.py", **options),
-            Side(peer, "llamacpp.py", **options),
-        )
+        sides: dict[str, Side] = {}
         try:
-            for cell, _, sequences, prompt, output, figure in cells:
-                row: dict[str, Any] = {
-                    "shape": shape,
-                    "cell": cell,
-                    "precision": precision,
-                    "figure": figure,
-                    "bandwidth_gb_s": [],
-                    "ours": [],
-                    "peer": [],
-                    "versions": [ours.about, theirs.about],
-                }
-                for _ in range(rounds):
-                    row["bandwidth_gb_s"].append(round(measure(kernels).read / 1e9, 1))
-                    for name, side in (("ours", ours), ("peer", theirs)):
-                        run = side.measure(
-                            "batch", sequences=sequences, prompt=prompt, output=output
-                        )
-                        row[name].append(round(run[figure], 1))
-                        row[f"{name}_resident_mb"] = {
-                            k: round(v) for k, v in run["resident_mb"].items()
-                        }
-                row["ratio"] = round(
-                    statistics.median(row["ours"]) / statistics.median(row["peer"]), 2
-                )
-                yield row
+            for name in (OURS, *peers):
+                sides[name] = start(name, precision, folder, cells, options)
+            about = {name: side.about for name, side in sides.items()}
+            for cell in cells:
+                if not set(peers) & set(cell.peers):
+                    continue
+                for row in rows_of(cell, run_cell(cell, sides, options.rounds, probe)):
+                    yield {"shape": options.shape, "precision": precision, **row, "about": about}
         finally:
-            ours.close()
-            theirs.close()
+            for side in sides.values():
+                side.close()
+
+
+def start(
+    name: str, precision: str, folder: Path, cells: list[Cell], options: argparse.Namespace
+) -> Side:
+    """The side, warm, with room for the largest of its cells."""
+    python = sys.executable
+    if name != OURS:
+        python = str(options.environments / PEERS[name].environment / "bin/python")
+    wanted = [cell for cell in cells if name == OURS or name in cell.peers]
+    side = Side(
+        python,
+        "ours" if name == OURS else name,
+        shape=options.shape,
+        precision=precision,
+        threads=options.threads,
+        checkpoint=str(folder),
+        tokens=max(cell.sequences * (cell.prompt + cell.output) for cell in wanted),
+    )
+    side.measure("batch", sequences=1, prompt=32, output=4)
+    return side
+
+
+def line(row: dict[str, Any]) -> str:
+    speeds = {name: statistics.median(taken) for name, taken in row["tokens_per_second"].items()}
+    figures = ", ".join(f"{name} {speed:.1f}" for name, speed in speeds.items())
+    return (
+        f"{row['cell']:12} {row['precision']:5} {figures}; "
+        f"{row['ratio']:.2f} times {row['best']}; {row['bandwidth_gb_s']} GB/s"
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", default="qwen2.5-0.5b")
+    parser.add_argument("--shape", default="qwen2.5-0.5b", choices=SHAPES)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--cells", nargs="*", default=[], help="names of cells; default all")
-    parser.add_argument("--peer", default=str(ROOT / ".venv-bench/bin/python"))
+    parser.add_argument("--cells", nargs="*", default=[], choices=[cell.name for cell in CELLS])
+    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--environments", type=Path, default=ROOT, help="folder of the peers' ones")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/mainspring-bench")
     parser.add_argument("--save", action="store_true", help="keep under benchmarks/results/")
     options = parser.parse_args()
-    if not Path(options.peer).exists():
-        parser.error(f"no peer at {options.peer}: run `make bench-peer` first")
+    for name in options.peers:
+        if not (options.environments / PEERS[name].environment / "bin/python").exists():
+            parser.error(f"no {name} in {PEERS[name].environment}: run `make bench-peers` first")
     rows = []
-    print(f"{'cell':12} {'weights':8} {'mainspring':>12} {'llama.cpp':>12} {'ratio':>6}  GB/s")
-    for row in compare(
-        options.shape, options.threads, options.rounds, set(options.cells), options.peer
-    ):
+    for row in compare(options):
         rows.append(row)
-        print(
-            f"{row['cell']:12} {row['precision']:8} {statistics.median(row['ours']):12.1f} "
-            f"{statistics.median(row['peer']):12.1f} {row['ratio']:6.2f}  {row['bandwidth_gb_s']}",
-            flush=True,
-        )
+        print(line(row), flush=True)
     if options.save:
         path = ROOT / f"benchmarks/results/engine-{options.shape}-{time.strftime('%Y%m%d')}.json"
-        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        result = {"machine": machine(), "threads": options.threads, "rows": rows}
+        path.write_text(json.dumps(result, indent=1) + "\n")
         print(f"saved {path.relative_to(ROOT)}")
 
 

@@ -1,8 +1,14 @@
-"""Write benchmarks/README.md from results/*.json: `python benchmarks/report.py`."""
+"""Write benchmarks/README.md, and the table in the project's README.md, from results/*.json.
+
+    python benchmarks/report.py
+
+Of results of one kind (and shape) the newest counts.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 import statistics
 from pathlib import Path
 from typing import Any
@@ -10,49 +16,117 @@ from typing import Any
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE / "README.md"
+README = HERE.parent / "README.md"
+SHAPE = "qwen2.5-0.5b"
+"""of the table in the project's README"""
+NAMES = {
+    "mainspring": "Mainspring",
+    "llamacpp": "llama.cpp",
+    "openvino": "OpenVINO",
+    "transformers": "transformers",
+}
 HEAD = """# Benchmarks
 
 Benchmarks are hard, and these have limits: random weights say nothing about quality, two cores are
-not a server, and memory bandwidth on a shared machine moves by itself. So both sides run in turns
+not a server, and memory bandwidth on a shared machine moves by itself. So all sides run in turns
 on the same cores, figures are medians, and what counts is the ratio. Everything below is in
 `results/` with machine, commit and versions; this page is written from there by `report.py`.
 
+`make bench-peers` installs the peers, `make bench` measures all of it and writes this page.
+
 | script | question |
 |---|---|
-| `engine.py` | the Engine against llama.cpp: one stream, prompts, batches (`make bench`) |
+| `engine.py` | the Engine against its peers: one stream, prompts, batches, long context |
 | `server.py` | start to ready, memory of all processes, streams over HTTP |
+| `speculation.py` | decoding with and without speculation |
 | `kernels.py` | each kernel against the machine's limits |
-| `accuracy.py` | what each weight format costs in accuracy |
-"""
+| `accuracy.py` | what each weight format costs in accuracy |"""
+NOTES = """Tokens a second. decode: one stream, 32 tokens in, 128 out. prefill: one prompt. batch:
+16 or 32 sequences of 128 in and 128 out, end to end; decode32: the part of batch32 after every
+sequence has its first token. prefill16k and decode16k: one prompt of 16,384 tokens and 32 more,
+one round, only against llama.cpp. Each ratio is to the best of the peers that ran the cell.
+
+Not like for like: each engine has its own int8 and int4. Mainspring and OpenVINO quantize
+activations in groups of 128 (OpenVINO's fastest setting; its default is 32), llama.cpp of 32.
+Weights have one scale for 128 numbers in Mainspring, one for 32 in llama.cpp (Q8_0, Q4_0), one a
+row in OpenVINO's int8 and one for 128 numbers in its int4, with 8 bits for the embedding and the
+head; Mainspring's int4 has a multiplier for 32 numbers besides. The KV cache is bf16 in Mainspring,
+8 bits in OpenVINO, 16 in llama.cpp. transformers runs one static batch. llama.cpp keeps its weights
+in the file's pages, which count as resident here; OpenVINO's KV cache is as large as its largest
+cell needs, in all of them. vLLM has not been measured here."""
 
 
-def engine_table(path: Path) -> str:
-    """One result file of engine.py as Markdown."""
-    result: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    rows = result["rows"]
-    machine = result["machine"]
-    peer = rows[0]["versions"][1]["version"]
-    lines = [
-        f"## Engine, {rows[0]['shape']} shape, {rows[0]['versions'][0]['threads']} threads",
-        "",
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, commit "
-        f"{machine['commit']}, {machine['date']}; {peer}. Tokens a second.",
-        "",
-        "| cell | weights | Mainspring | llama.cpp | ratio | resident, MB | llama.cpp, MB |",
-        "|---|---|---|---|---|---|---|",
-    ]
+def newest(kind: str) -> list[dict[str, Any]]:
+    """The newest result of each name `<kind>-<shape>-<date>.json`, or `<kind>-<date>.json`."""
+    paths = {path.stem.rpartition("-")[0]: path for path in sorted(RESULTS.glob(f"{kind}-*.json"))}
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths.values()]
+
+
+def table(columns: list[str], rows: list[list[Any]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def engine_table(result: dict[str, Any]) -> str:
+    """One result of engine.py: a row a cell, every side's speed, our ratio, and memory."""
+    rows, machine = result["rows"], result["machine"]
+    sides = [name for name in NAMES if any(name in row["tokens_per_second"] for row in rows)]
+    versions = {name: row["about"][name]["version"] for row in rows for name in row["about"]}
+    lines = []
     for row in rows:
-        sizes = [round(sum(row[f"{side}_resident_mb"].values())) for side in ("ours", "peer")]
+        speeds, memory = row["tokens_per_second"], row["resident_mb"]
         lines.append(
-            f"| {row['cell']} | {row['precision']} | {statistics.median(row['ours'])} "
-            f"| {statistics.median(row['peer'])} | {row['ratio']} | {sizes[0]} | {sizes[1]} |"
+            [row["cell"], row["precision"]]
+            + [statistics.median(speeds[side]) if side in speeds else "" for side in sides]
+            + [row["ratio"], " / ".join(str(sum(memory[s].values())) for s in sides if s in memory)]
         )
-    return "\n".join(lines)
+    head = ["cell", "weights", *(NAMES[side] for side in sides), "ratio", "resident, MB"]
+    return "\n".join(
+        [
+            f"## Engine, {rows[0]['shape']} shape, {result['threads']} threads",
+            "",
+            f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, commit "
+            f"{machine['commit']}, {machine['date']}; "
+            f"{', '.join(versions[side] for side in sides if side != 'mainspring')}.",
+            "",
+            table(head, lines),
+        ]
+    )
 
 
-def accuracy_table(path: Path) -> str:
-    """One result file of accuracy.py as Markdown."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+def speculation_table(result: dict[str, Any]) -> str:
+    """One result of speculation.py; "loop" repeats itself, "random" never does."""
+    rows = [
+        [
+            row["cell"],
+            row["sequences"],
+            statistics.median(row["off_tokens_per_second"]),
+            statistics.median(row["on_tokens_per_second"]),
+            row["ratio"],
+        ]
+        for row in result["rows"]
+    ]
+    return "## Speculation\n\n" + table(["text", "sequences", "off", "on", "ratio"], rows)
+
+
+def start_table(result: dict[str, Any]) -> str:
+    """One result of start.py: seconds from the command to ready."""
+    rows = [
+        [row["cell"], row["shape"], row["precision"], round(statistics.median(row["seconds"]), 2)]
+        for row in result["rows"]
+    ]
+    return "## Start to ready\n\n" + table(["start", "shape", "weights", "seconds"], rows)
+
+
+def prefix_table(result: dict[str, Any]) -> str:
+    """One result of prefix.py: milliseconds to the first token."""
+    rows = [[row["cell"], round(statistics.median(row["ms"]), 1)] for row in result["rows"]]
+    return "## First token with a shared prefix\n\n" + table(["prefix", "ms"], rows)
+
+
+def accuracy_table(result: dict[str, Any]) -> str:
+    """One result of accuracy.py."""
+    rows = result["rows"]
     lines = [
         "## Accuracy",
         "",
@@ -61,28 +135,53 @@ def accuracy_table(path: Path) -> str:
         f"of the embedded model over {rows[0]['tokens']} tokens of the manual: divergence from",
         "float32 in nats a token, and how often the likeliest token is the same.",
         "",
-        "| weights | product | with outliers | KL | same choice |",
-        "|---|---|---|---|---|",
     ]
-    for row in rows:
-        lines.append(
-            f"| {row['format']} | {row['product']['normal']:.2%} | "
-            f"{row['product']['outliers']:.2%} | {row['kl']:.5f} | {row['agreement']:.1%} |"
-        )
-    return "\n".join(lines)
+    cells = [
+        [
+            row["format"],
+            f"{row['product']['normal']:.2%}",
+            f"{row['product']['outliers']:.2%}",
+            f"{row['kl']:.5f}",
+            f"{row['agreement']:.1%}",
+        ]
+        for row in rows
+    ]
+    columns = ["weights", "product", "with outliers", "KL", "same choice"]
+    return "\n".join(lines) + "\n" + table(columns, cells)
+
+
+TABLES = {
+    "accuracy": accuracy_table,
+    "start": start_table,
+    "prefix": prefix_table,
+    "speculation": speculation_table,
+}
 
 
 def page() -> str:
     """The whole page."""
-    tables = [engine_table(path) for path in sorted(RESULTS.glob("engine-*.json"))]
-    notes = (
-        "decode: one stream, 32 tokens in, 128 out. prefill: one prompt. batch: 16 or 32 sequences "
-        "of 128 in and 128 out,\nend to end. llama.cpp keeps its weights in the file's pages, "
-        "which count as resident here."
-    )
-    accuracy = [accuracy_table(path) for path in sorted(RESULTS.glob("accuracy-*.json"))]
-    return "\n\n".join([HEAD.rstrip(), *tables, notes, *accuracy]) + "\n"
+    engines = [engine_table(result) for result in newest("engine")]
+    others = [render(result) for kind, render in TABLES.items() for result in newest(kind)]
+    return "\n\n".join([HEAD, *engines, NOTES, *others]) + "\n"
+
+
+def readme() -> str:
+    """The project's README with its table between the marks written anew."""
+    result = next(r for r in newest("engine") if r["rows"][0]["shape"] == SHAPE)
+    rows = []
+    for row in result["rows"]:
+        speeds = {name: statistics.median(runs) for name, runs in row["tokens_per_second"].items()}
+        best = row["best"]
+        ratio = row["ratio"]
+        rows.append(
+            [row["cell"], row["precision"], speeds["mainspring"], NAMES[best], speeds[best], ratio]
+        )
+    columns = ["cell", "weights", "Mainspring", "best peer", "its figure", "ratio"]
+    block = f"<!-- measured -->\n{table(columns, rows)}\n<!-- end -->"
+    text = README.read_text(encoding="utf-8")
+    return re.sub(r"<!-- measured -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    README.write_text(readme(), encoding="utf-8")

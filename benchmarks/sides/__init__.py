@@ -15,10 +15,10 @@ __all__ = ["Side", "answer"]
 class Side:
     """A child process that measures one engine and idles between commands."""
 
-    def __init__(self, python: str, script: str, **options: Any) -> None:
-        here = Path(__file__).parent
+    def __init__(self, python: str, engine: str, **options: Any) -> None:
         self.process = subprocess.Popen(
-            [python, str(here / script), json.dumps(options)],
+            [python, "-m", f"benchmarks.sides.{engine}", json.dumps(options)],
+            cwd=Path(__file__).parents[2],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -17,7 +17,6 @@ import gguf
 import llama_cpp as lc
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.shapes import SHAPES
 from benchmarks.sides import answer, resident_mb
 

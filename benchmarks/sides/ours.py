@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.shapes import SHAPES
 from benchmarks.sides import answer, resident_mb
 from mainspring import __version__
