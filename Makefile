@@ -54,6 +54,20 @@ guide: .venv-parity/.installed  ## train the embedded model again
 	CMAKE_ARGS="-DGGML_NATIVE=ON" .venv-bench/bin/python -m pip install --no-binary llama-cpp-python llama-cpp-python gguf
 	@touch $@
 
+# llama.cpp's server, from the sources of the same package; without its web page.
+.venv-bench/bin/llama-server: .venv-bench/.installed
+	rm -rf build/llama && mkdir -p build/llama
+	version=$$(.venv-bench/bin/python -c "import llama_cpp; print(llama_cpp.__version__)"); \
+	.venv-bench/bin/python -m pip download --quiet --no-deps --no-binary llama-cpp-python \
+		--dest build/llama llama-cpp-python==$$version
+	tar -xf build/llama/*.tar.gz -C build/llama --strip-components 1
+	.venv-bench/bin/python -m pip install --quiet cmake ninja
+	PATH=$(CURDIR)/.venv-bench/bin:$$PATH cmake -S build/llama/vendor/llama.cpp -B build/llama/out -G Ninja \
+		-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+		-DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+	PATH=$(CURDIR)/.venv-bench/bin:$$PATH cmake --build build/llama/out --target llama-server --parallel 2
+	cp build/llama/out/bin/llama-server $@
+
 .venv-openvino/.installed:
 	$(PYTHON) -m venv .venv-openvino
 	.venv-openvino/bin/python -m pip install --quiet torch==2.13.0
@@ -61,11 +75,12 @@ guide: .venv-parity/.installed  ## train the embedded model again
 	.venv-openvino/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
-bench-peers: .venv-bench/.installed .venv-openvino/.installed .venv-parity/.installed  ## what `make bench` compares with
+bench-peers: .venv-bench/bin/llama-server .venv-openvino/.installed .venv-parity/.installed  ## what `make bench` compares with
 
-bench: $(VENV)/.installed bench-peers  ## every published table on this machine (about 45 minutes)
+bench: $(VENV)/.installed-dev bench-peers  ## every published table on this machine (about 45 minutes)
 	$(BIN)/python benchmarks/engine.py --save
 	$(BIN)/python benchmarks/engine.py --shape llama-3.2-1b --save
+	$(BIN)/python benchmarks/streams.py --save
 	$(BIN)/python benchmarks/speculation.py --save
 	$(BIN)/python benchmarks/accuracy.py --save
 	$(BIN)/python benchmarks/report.py

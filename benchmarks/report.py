@@ -37,7 +37,8 @@ on the same cores, figures are medians, and what counts is the ratio. Everything
 | script | question |
 |---|---|
 | `engine.py` | the Engine against its peers: one stream, prompts, batches, long context |
-| `server.py` | start to ready, memory of all processes, streams over HTTP |
+| `streams.py` | 16 streaming HTTP clients, against llama.cpp's server |
+| `server.py` | the embedded model: start to ready, memory of all processes, streams |
 | `speculation.py` | decoding with and without speculation |
 | `kernels.py` | each kernel against the machine's limits |
 | `accuracy.py` | what each weight format costs in accuracy |"""
@@ -91,6 +92,22 @@ def engine_table(result: dict[str, Any]) -> str:
             "",
             table(head, lines),
         ]
+    )
+
+
+def streams_table(result: dict[str, Any]) -> str:
+    """One result of streams.py: a row a server."""
+    row = result["rows"][0]
+    figures = [name for name, value in row.items() if name.endswith(("_second", "_ms"))]
+    head = ["server", *(name.replace("_", " ") for name in figures), "memory, MB"]
+    rows = [
+        [NAMES[side]] + [statistics.median(row[name][side]) for name in figures] + [memory]
+        for side, memory in row["pss_mb"].items()
+    ]
+    return (
+        f"## {row['clients']} streaming clients, {row['shape']} shape, {row['precision']}\n\n"
+        f"128 tokens in and 128 out each, over HTTP; {row['ratio']} times the tokens a second.\n"
+        "Mainspring's memory is that of all its processes.\n\n" + table(head, rows)
     )
 
 
@@ -152,6 +169,7 @@ def accuracy_table(result: dict[str, Any]) -> str:
 
 TABLES = {
     "accuracy": accuracy_table,
+    "streams": streams_table,
     "start": start_table,
     "prefix": prefix_table,
     "speculation": speculation_table,
