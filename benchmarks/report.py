@@ -195,7 +195,11 @@ def readme() -> str:
             [row["cell"], row["precision"], speeds["mainspring"], NAMES[best], speeds[best], ratio]
         )
     columns = ["cell", "weights", "Mainspring", "best peer", "its figure", "ratio"]
-    block = f"<!-- measured -->\n{table(columns, rows)}\n<!-- end -->"
+    ran = {name for row in result["rows"] for name in row["tokens_per_second"]} - {"mainspring"}
+    peers = ", ".join(NAMES[name] for name in NAMES if name in ran)
+    block = (
+        f"<!-- measured -->\nPeers in this run: {peers}.\n\n{table(columns, rows)}\n<!-- end -->"
+    )
     text = README.read_text(encoding="utf-8")
     return re.sub(r"<!-- measured -->.*?<!-- end -->", lambda _: block, text, flags=re.DOTALL)
 
