@@ -336,6 +336,10 @@ class Supervisor:
         if self._closed is not None:
             return
         self.loaded = message
+        if message.prepared:
+            log.info("read the prepared file of %s", self.name)
+        if message.warning:
+            log.warning("model %s: %s", self.name, message.warning)
         self._reason = ""
         self._lost = False
         self._numerical = 0
