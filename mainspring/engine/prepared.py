@@ -123,6 +123,8 @@ def replacing(place: Path) -> Iterator[BinaryIO]:
     try:
         with part.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file.fileno()), part.stat()):
+                raise BlockingIOError  # another process ended between the two lines before
             try:
                 file.truncate(0)
                 yield file
@@ -132,7 +134,7 @@ def replacing(place: Path) -> Iterator[BinaryIO]:
             except BaseException:
                 part.unlink(missing_ok=True)
                 raise
-    except BlockingIOError as error:
+    except (BlockingIOError, FileNotFoundError) as error:
         raise Conflict(f"{place.name} is being made by another process: wait for it") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -16,7 +16,7 @@ from mainspring.engine.weights import inspect_checkpoint, load_model, load_prepa
 from mainspring.kernels import BLOCK, Format, Kernels, load_kernels
 from mainspring.runtimes.memory import free_memory, not_given, plan_memory
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "format_of", "load"]
 
 Progress = Callable[[int, int], None]
 
@@ -41,7 +41,7 @@ def load(path: Path, config: ModelConfig, *, progress: Progress | None = None) -
     Raises InsufficientMemory, before anything is read where that can be known, ModelError for what
     is wrong with the checkpoint, BadRequest for a setting this machine cannot follow.
     """
-    format = cast(Format, "bf16" if config.quantize == "none" else config.quantize)
+    format = format_of(config)
     info = inspect_checkpoint(path)
     plan = plan_memory(info, config, format, free_memory())
     kernels = load_kernels(config.isa, config.threads)
@@ -62,6 +62,11 @@ def load(path: Path, config: ModelConfig, *, progress: Progress | None = None) -
         raise not_given(info, config, format, plan) from error
     context = min(model.shape.context, plan.blocks * BLOCK)
     return Loaded(engine, model.shape, context, plan.kv_bytes, prepared, warning)
+
+
+def format_of(config: ModelConfig) -> Format:
+    """The format of the weights in memory."""
+    return cast(Format, "bf16" if config.quantize == "none" else config.quantize)
 
 
 def _model(
