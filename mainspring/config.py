@@ -66,6 +66,9 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             le=10_000,
         ),
     ] = 50.0
+    prepared: Annotated[
+        bool, _setting("Read what `mainspring prepare` has made of the model, where it fits.")
+    ] = True
     prefix_cache: Annotated[bool, _setting("Reuse the KV cache of prompts that begin alike.")] = (
         True
     )

@@ -82,16 +82,27 @@ class Kernels {
     } else if (k > 1 && (matrix.stride(1) != 1 || (n > 1 && matrix.stride(0) != k))) {
       refuse("matrix must be C-contiguous");
     }
+    auto weight = blank(n, k, bias, format);
+    const nb::gil_scoped_release release;
+    operations_.pack(context(), matrix.data(), source, *weight);
+    return weight;
+  }
+
+  std::shared_ptr<Weight> blank(std::int64_t n, std::int64_t k, const OptionalInput& bias,
+                                const std::string& format) {
+    constexpr std::int64_t limit = std::int64_t{1} << 31;
+    if (n < 1 || k < 1 || n >= limit || k >= limit) refuse("n and k must be 1 to 2147483647");
     const float* bias_data = bias ? view<float>(*bias, "bias", {n}) : nullptr;
     auto weight = std::make_shared<Weight>(Weight{n, k, format_of(format), {}, {}});
-    const nb::gil_scoped_release release;
-    const auto bytes = std::size_t(weight->panels() * weight->panel_bytes());
+    std::size_t bytes = 0;
+    if (__builtin_mul_overflow(weight->panels(), weight->panel_bytes(), &bytes)) {
+      throw std::bad_alloc();
+    }
     weight->data = Buffer(bytes, Buffer::Pages::huge);
     if (bias_data != nullptr) {
       weight->bias = Buffer(sizeof(float) * std::size_t(n), Buffer::Pages::small);
       std::copy(bias_data, bias_data + n, weight->bias.as<float>());
     }
-    operations_.pack(context(), matrix.data(), source, *weight);
     return weight;
   }
 
@@ -341,15 +352,23 @@ NB_MODULE(_native, m) {
       .def_ro("n", &Weight::n)
       .def_ro("k", &Weight::k)
       .def_prop_ro("format", [](const Weight& w) { return format_name(w.format); })
-      .def_prop_ro("nbytes", [](const Weight& w) { return w.data.bytes() + w.bias.bytes(); });
+      .def_prop_ro("nbytes", [](const Weight& w) { return w.data.bytes() + w.bias.bytes(); })
+      .def_prop_ro(
+          "memory",
+          [](const Weight& w) {
+            return nb::ndarray<nb::numpy, std::uint8_t>(w.data.data(), {w.data.bytes()}, nb::find(w));
+          },
+          nb::rv_policy::reference_internal);
   nb::class_<Cache>(m, "Cache")
       .def_ro("blocks", &Cache::blocks)
       .def_prop_ro("nbytes", [](const Cache& c) { return c.data.bytes(); });
   nb::class_<Kernels>(m, "Kernels")
       .def_prop_ro("name", &Kernels::name)
       .def_prop_ro("threads", &Kernels::threads)
+      .def_prop_ro("layout", [](const Kernels&) { return kLayout; })
       .def("weight", &Kernels::weight, "matrix"_a, "bias"_a = nb::none(), nb::kw_only(),
            "format"_a)
+      .def("blank", &Kernels::blank, "n"_a, "k"_a, "bias"_a = nb::none(), nb::kw_only(), "format"_a)
       .def("linear", &Kernels::linear, "x"_a, "weight"_a)
       .def("gated_linear", &Kernels::gated_linear, "x"_a, "weight"_a, "activation"_a)
       .def("embedding", &Kernels::embedding, "ids"_a, "weight"_a)

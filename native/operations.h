@@ -30,6 +30,11 @@ struct Context {
 //   int8     [depth / 4][64][4] value + 128; then [64] float scales
 //   int4     [depth / 8][64][4] two values + 8 a byte, the lower half belongs to k 0-3 of 8, the
 //            upper to k 4-7; then [depth / 32][64] int8 multipliers; then [64] float scales
+//
+// kLayout names all of this and how numbers are rounded. Files keep these bytes, so a change of
+// either, here or in pack.cc, takes a new name: tests/unit/kernels/test_pack.py notices.
+inline constexpr const char* kLayout = "panels-1";
+
 struct Weight {
   std::int64_t n, k;
   Format format;

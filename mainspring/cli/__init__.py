@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": Lazy("mainspring.cli.serve", "serve", "Serve models over HTTP."),
     "run": Lazy("mainspring.cli.run", "run", "Talk to a model in the terminal."),
     "pull": Lazy("mainspring.cli.pull", "pull", "Bring a model from a hub or a directory."),
+    "prepare": Lazy("mainspring.cli.prepare", "prepare", "Make a model start faster."),
     "list": Lazy("mainspring.cli.models", "list_", "List the models on this machine."),
     "show": Lazy("mainspring.cli.models", "show", "Show what is known of a model."),
     "ps": Lazy("mainspring.cli.server", "ps", "List the models that the server has loaded."),

@@ -11,7 +11,7 @@ from mainspring.cli.command import command
 from mainspring.cli.render import ago, count, facts, heading, print_json, size, table
 from mainspring.cli.settings import config_from, setting_options
 from mainspring.config import Config
-from mainspring.errors import BadRequest, MainspringError, ModelNotFound
+from mainspring.errors import BadRequest, MainspringError, ModelError, ModelNotFound
 from mainspring.registry import EMBEDDED, ModelPath, resolve
 from mainspring.registry.catalog import Catalog
 from mainspring.registry.manifest import Manifest
@@ -42,13 +42,14 @@ def list_(as_json: bool, home: str | None) -> None:
         print_json(rows)
         return
     table(
-        ("NAME", "FAMILY", "PARAMETERS", "SIZE", "PULLED"),
+        ("NAME", "FAMILY", "PARAMETERS", "SIZE", "PREPARED", "PULLED"),
         [
             (
                 row["name"],
                 row["family"] or row["error"],
                 count(row["parameters"]) if row["parameters"] else "-",
                 size(row["size"]) if row["size"] else "-",
+                ", ".join(row["prepared"]) or "-",
                 ago(row["pulled"]) if row["pulled"] else row["source"],
             )
             for row in rows
@@ -61,7 +62,7 @@ def row_of(name: str, home: Path) -> dict[str, Any]:
     """One model for the list; a model that cannot be read is a row with `error`."""
     row: dict[str, Any] = {
         "name": name, "family": "", "parameters": 0, "size": 0, "digest": "", "source": "",
-        "revision": "", "pulled": "", "path": "", "error": "",
+        "revision": "", "pulled": "", "path": "", "prepared": [], "error": "",
     }  # fmt: skip
     try:
         manifest = manifest_of(name, home)
@@ -72,6 +73,7 @@ def row_of(name: str, home: Path) -> dict[str, Any]:
             row["source"] = "in the package" if name == EMBEDDED else "put there"
         found = resolve(name, home)
         row |= {"path": str(found.path), "digest": found.digest, "size": bytes_of(found.path)}
+        row["prepared"] = [file.stem for file in prepared_in(found.path)]
         info = inspect(found)
         row |= {"family": info.family, "parameters": info.parameters}
     except MainspringError as error:
@@ -82,6 +84,15 @@ def row_of(name: str, home: Path) -> dict[str, Any]:
 def manifest_of(name: str, home: Path) -> Manifest | None:
     entry = Catalog(home).get(name)
     return entry.manifest if entry else None
+
+
+def prepared_in(directory: Path) -> list[Path]:
+    """The files that `mainspring prepare` made there, whether they still fit or not."""
+    from mainspring.engine.prepared import prepared_path
+    from mainspring.engine.quantize import FORMATS
+
+    paths = (prepared_path(directory, format) for format in FORMATS)
+    return [path for path in paths if path.is_file()]
 
 
 def bytes_of(directory: Path) -> int:
@@ -207,7 +218,10 @@ def print_template(template: str) -> None:
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 def rm(models: tuple[str, ...], home: str | None) -> None:
-    """Delete pulled models from the home. A linked model's own directory stays."""
+    """Delete pulled models from the home, prepared forms included.
+
+    Of a linked model the directory stays as it was before.
+    """
     place = Path(config_from({"home": home}).home)
     catalog = Catalog(place)
     for name in models:
@@ -216,5 +230,19 @@ def rm(models: tuple[str, ...], home: str | None) -> None:
         if name not in catalog:
             resolve(name, place)  # raises with the nearest names when it is unknown
             raise ModelNotFound(f"{name!r} is not a pulled model: delete its directory yourself")
-        freed = catalog.remove(name)
+        freed = unprepare(catalog, name)
+        freed += catalog.remove(name)
         click.echo(f"removed {name}, {size(freed)} freed")
+
+
+def unprepare(catalog: Catalog, name: str) -> int:
+    """Delete what was prepared outside the home, in a linked model's directory; its bytes."""
+    try:
+        entry = catalog.get(name)
+    except ModelError:
+        return 0  # what cannot be read can still be removed
+    files = [] if entry is None or entry.path == catalog.path(name) else prepared_in(entry.path)
+    freed = sum(file.stat().st_size for file in files)
+    for file in files:
+        file.unlink()
+    return freed

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from mainspring.errors import ModelError
 from mainspring.kernels import Array
 
-__all__ = ["Checkpoint", "Tensor"]
+__all__ = ["Checkpoint", "Stamp", "Tensor"]
 
 JSON_LIMIT = 16 << 20
 HEADER_LIMIT = 100_000_000
@@ -44,6 +44,19 @@ class Tensor:
     nbytes: int
 
 
+class Stamp(NamedTuple):
+    """What tells that a file is still the one that was read.
+
+    The system sets the time of the last change by itself: whoever writes, copies, moves another
+    file there or sets its dates back has changed it.
+    """
+
+    size: int
+    changed: int
+    """ns; of contents, name or owner"""
+    inode: int
+
+
 class Checkpoint:
     """One directory. Headers are read and checked at once, tensors when asked for.
 
@@ -55,6 +68,8 @@ class Checkpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, Tensor] = {}
+        self.stamps: dict[str, Stamp] = {}
+        """of each file when it was first opened"""
         self._last: tuple[str, BinaryIO] | None = None
         with _reading("the checkpoint"):
             if not path.is_dir():
@@ -116,9 +131,11 @@ class Checkpoint:
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or "cannot be resolved"
             raise ModelError(f"{name} cannot be read: {reason}") from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
             os.close(descriptor)
             raise ModelError(f"{name} is not a regular file")
+        self.stamps.setdefault(name, Stamp(found.st_size, found.st_ctime_ns, found.st_ino))
         return os.fdopen(descriptor, "rb", buffering=0)
 
     def _json(self, name: str, *, required: bool) -> dict[str, Any]:

@@ -62,7 +62,7 @@ class Plan(Source):
         self.parameters += empty.size
         return empty
 
-    def _pack(self, matrix: Array, bias: Array | None, role: Role) -> Weight:
+    def _pack(self, name: str, matrix: Array, bias: Array | None, role: Role) -> Weight:
         n, k = matrix.shape
         self.matrices.append((n, k, role))
         weight = PlannedWeight(n, k, format_of(role, self.format), 0 if bias is None else 4 * n)

@@ -154,23 +154,26 @@ class Source:
     ) -> Weight:
         """Matrices [rows[i], k] packed as one [sum(rows), k], so that one product serves them."""
         names = tuple(names)
-        matrix = self._read([f"{name}.weight" for name in names], [(n, k) for n in rows])
+        matrix = self._matrix([f"{name}.weight" for name in names], [(n, k) for n in rows])
         bias_values = None
         if bias:
             bias_values = _float32(self._read([f"{n}.bias" for n in names], [(n,) for n in rows]))
-        return self._pack(matrix, bias_values, role)
+        return self._pack(" ".join(names), matrix, bias_values, role)
 
     def stack(self, name: str, count: int, n: int, k: int) -> list[Weight]:
         """A tensor [count, n, k] as `count` Weights."""
-        matrices = self._read((name,), ((count, n, k),))
-        return [self._pack(matrix, None, "linear") for matrix in matrices]
+        matrices = self._matrix((name,), ((count, n, k),))
+        return [self._pack(f"{name} {i}", m, None, "linear") for i, m in enumerate(matrices)]
+
+    def _matrix(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
+        return self._read(names, shapes)
 
     def _read(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
         array = self.tensors.read(names, shapes)
         self.parameters += array.size
         return array
 
-    def _pack(self, matrix: Array, bias: Array | None, role: Role) -> Weight:
+    def _pack(self, name: str, matrix: Array, bias: Array | None, role: Role) -> Weight:
         weight = self.kernels.weight(matrix, bias, format=format_of(role, self.format))
         self.weight_bytes += weight.nbytes
         return weight

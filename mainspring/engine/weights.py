@@ -1,23 +1,36 @@
-"""From a checkpoint directory to a loaded model."""
+"""From a checkpoint directory to a loaded model, and to a prepared one."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mainspring.engine.architectures import Architecture, Family, ModelShape, find_family
 from mainspring.engine.checkpoint import Checkpoint
 from mainspring.engine.fields import Fields
 from mainspring.engine.plan import Plan
+from mainspring.engine.prepared import (
+    PreparedFile,
+    PreparedSource,
+    Table,
+    Unusable,
+    WritingSource,
+    disk_full,
+    prepared_path,
+    replacing,
+    write_table,
+)
 from mainspring.engine.quantize import FORMATS
 from mainspring.engine.sizes import Sizes
 from mainspring.engine.source import CheckpointTensors, RandomTensors, Source
-from mainspring.errors import InsufficientMemory, ModelError
-from mainspring.kernels import Format, Kernels
+from mainspring.errors import BadRequest, InsufficientMemory, ModelError
+from mainspring.kernels import Format, Kernels, LastingKernels
 
 __all__ = [
     "Checkpoint",
@@ -25,8 +38,16 @@ __all__ = [
     "inspect_checkpoint",
     "inspect_config",
     "load_model",
+    "load_prepared",
+    "prepare_model",
     "random_model",
 ]
+
+TICK = 20_000_000
+"""ns; file systems tell times no finer than the kernel's clock ticks"""
+
+Progress = Callable[[int, int], None]
+S = TypeVar("S", bound=Source)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,7 +86,7 @@ def load_model(
     *,
     format: Format,
     context: int = 0,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Architecture:
     """Load the checkpoint in directory `path`, packed for `kernels` in `format`.
 
@@ -74,29 +95,104 @@ def load_model(
     checked against its config.json before the first tensor is read. Raises ModelError naming the
     file, field or tensor and what is wrong with it, UnknownArchitecture for a family not known.
     """
-    checkpoint = Checkpoint(path)
-    family, fields = _family(checkpoint.config)
-    tensors = CheckpointTensors(checkpoint, family.rename, progress)
-    plan = _plan(family, fields, tensors, checkpoint.generation, context)
-    tensors.total = sum(checkpoint.tensors[tensors.files[name]].nbytes for name in plan.used)
-    source = Source(
-        fields, plan.sizes, tensors, kernels, format=format, context=context, eos=plan.eos
-    )
-    with closing(checkpoint):
-        return family.build(source)
+    with closing(Opened(path, context, progress)) as opened:
+        return opened.family.build(opened.source(Source, kernels, format))
+
+
+def load_prepared(
+    path: Path,
+    kernels: Kernels,
+    *,
+    format: Format,
+    context: int = 0,
+    progress: Progress | None = None,
+) -> Architecture | None:
+    """The same model from its prepared file, with the same tokens; None when there is none.
+
+    Raises as `load_model`, and Unusable when the file is damaged, was made of other files than
+    those in the directory, or by kernels that lay out weights differently.
+    """
+    place = prepared_path(path, format)
+    if not isinstance(kernels, LastingKernels) or not os.path.lexists(place):
+        return None
+    with PreparedFile(place) as file, closing(Opened(path, context)) as opened:
+        table, stamps = file.table, opened.checkpoint.stamps
+        if table.layout != kernels.layout or table.format != format:
+            raise Unusable("another version of Mainspring made it")
+        if changed := [name for name in stamps if table.files.get(name) != stamps[name]]:
+            raise Unusable(f"{changed[0]} is not the one that it was made of")
+        source = opened.source(PreparedSource, kernels, format)
+        return source.load(file, opened.family.build, progress)
+
+
+def prepare_model(
+    path: Path, kernels: Kernels, *, format: Format, progress: Progress | None = None
+) -> Path:
+    """Write the prepared file of the checkpoint in directory `path` and return where it is.
+
+    Raises as `load_model`; BadRequest where nothing may be written or the kernels are the
+    reference, InsufficientMemory when the disk is too small, Conflict when another process
+    writes it too.
+    """
+    if not isinstance(kernels, LastingKernels):
+        raise BadRequest("isa reference cannot use a prepared model: leave it out", param="isa")
+    place = prepared_path(path, format)
+    with closing(Opened(path, 0, progress)) as opened:
+        if opened.plan.bytes_in(format) > shutil.disk_usage(path).free:
+            raise disk_full(place)
+        stamps = opened.checkpoint.stamps
+        _let_pass(max(stamp.changed for stamp in stamps.values()))
+        with replacing(place) as file:
+            source = opened.source(WritingSource, kernels, format)
+            matrices = source.write(file, opened.family.build)
+            if Checkpoint(path).stamps != stamps:
+                raise ModelError("the checkpoint was changed while it was read: prepare it again")
+            write_table(file, Table(kernels.layout, format, stamps, matrices))
+    return place
+
+
+def _let_pass(moment: int) -> None:
+    """Until the system's clock shows another time than `moment` in ns, what changes a file again
+    could leave no trace.
+    """
+    left = moment + TICK - time.time_ns()
+    if 0 < left <= TICK:
+        time.sleep(left / 1e9)
+
+
+class Opened:
+    """A checkpoint, its family and the plan of the model: all headers are read and checked."""
+
+    def __init__(self, path: Path, context: int, progress: Progress | None = None) -> None:
+        self.checkpoint = Checkpoint(path)
+        self.context = context
+        self.family, self.fields = _family(self.checkpoint.config)
+        self.tensors = CheckpointTensors(self.checkpoint, self.family.rename, progress)
+        self.plan = _plan(
+            self.family, self.fields, self.tensors, self.checkpoint.generation, context
+        )
+        stored, files = self.checkpoint.tensors, self.tensors.files
+        self.tensors.total = sum(stored[files[name]].nbytes for name in self.plan.used)
+
+    def source(self, kind: type[S], kernels: Kernels, format: Format) -> S:
+        """What the family builds from."""
+        return kind(
+            self.fields, self.plan.sizes, self.tensors, kernels,
+            format=format, context=self.context, eos=self.plan.eos,
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self.checkpoint.close()
 
 
 def inspect_checkpoint(path: Path) -> CheckpointInfo:
     """Read and check a checkpoint's headers; no tensor is read. Raises as `load_model`."""
-    checkpoint = Checkpoint(path)
-    family, fields = _family(checkpoint.config)
-    tensors = CheckpointTensors(checkpoint, family.rename)
-    plan = _plan(family, fields, tensors, checkpoint.generation, 0)
+    opened = Opened(path, 0)
     stored: dict[str, int] = {}
-    for tensor in checkpoint.tensors.values():
+    for tensor in opened.checkpoint.tensors.values():
         stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.nbytes
     dtype = max(stored, key=lambda name: stored[name])
-    return _info(plan, dtype, sum(stored.values()))
+    return _info(opened.plan, dtype, sum(stored.values()))
 
 
 def inspect_config(config: dict[str, Any]) -> CheckpointInfo:

@@ -23,6 +23,8 @@ __all__ = [
     "Cache",
     "Format",
     "Kernels",
+    "LastingKernels",
+    "LastingWeight",
     "Weight",
     "load_kernels",
 ]
@@ -198,6 +200,36 @@ class Kernels(Protocol):
 
         Shapes [rows], [rows, top] int32, [rows, top]; best first, lower id first of equals.
         """
+        ...
+
+
+@runtime_checkable
+class LastingKernels(Kernels, Protocol):
+    """Kernels whose Weights can be kept in a file: the compiled ones."""
+
+    @property
+    def layout(self) -> str:
+        """Names the bytes of a Weight. Of one name, equal matrices have equal bytes."""
+        ...
+
+    def weight(
+        self, matrix: Array, bias: Array | None = None, *, format: Format
+    ) -> LastingWeight: ...
+
+    def blank(self, n: int, k: int, bias: Array | None = None, *, format: Format) -> LastingWeight:
+        """A Weight [n, k] of unknown numbers, whose `memory` is to be filled.
+
+        Any bytes are safe; those of another Weight of the same n, k and format make it equal.
+        """
+        ...
+
+
+class LastingWeight(Weight, Protocol):
+    """A Weight whose bytes can be kept."""
+
+    @property
+    def memory(self) -> Array:
+        """The packed matrix without its bias: uint8 [bytes], not a copy."""
         ...
 
 

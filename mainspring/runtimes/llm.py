@@ -107,9 +107,7 @@ class LLMRuntime:
         files = await self._in_thread(lambda: read_template(self._path))
         self._template = ChatTemplate(files)
         worker = asyncio.create_task(self._supervisor.start())
-        tokenizer = asyncio.create_task(
-            self._in_thread(lambda: Tokenizer(self._path), TOKENIZER_SECONDS)
-        )
+        tokenizer = asyncio.create_task(self._tokenizer())
         template = asyncio.create_task(self._template.start())
         try:
             await asyncio.gather(worker, tokenizer, template)
@@ -120,6 +118,11 @@ class LLMRuntime:
             raise
         ready = worker.result()
         return ready, Prompts(self.name, tokenizer.result(), ready.context, ready.vocabulary)
+
+    async def _tokenizer(self) -> Tokenizer:
+        """The library holds the interpreter while it reads: the Worker must be on its way first."""
+        await self._supervisor.spawned.wait()
+        return await self._in_thread(lambda: Tokenizer(self._path), TOKENIZER_SECONDS)
 
     async def stop(self, drain: float = 0.0) -> None:
         """Take nothing new, let what runs end for at most `drain` seconds, end the Worker."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import gc
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
 from mainspring.config import ModelConfig
-from mainspring.engine.architectures import ModelShape
+from mainspring.engine.architectures import Architecture, ModelShape
 from mainspring.engine.engine import Engine, EngineConfig
-from mainspring.engine.weights import inspect_checkpoint, load_model
-from mainspring.kernels import BLOCK, Format, load_kernels
+from mainspring.engine.prepared import Unusable, prepared_path
+from mainspring.engine.weights import inspect_checkpoint, load_model, load_prepared
+from mainspring.kernels import BLOCK, Format, Kernels, load_kernels
 from mainspring.runtimes.memory import free_memory, not_given, plan_memory
 
-__all__ = ["Loaded", "load"]
+__all__ = ["Loaded", "format_of", "load"]
+
+Progress = Callable[[int, int], None]
 
 
 class Loaded(NamedTuple):
@@ -24,17 +29,19 @@ class Loaded(NamedTuple):
     context: int
     """tokens, prompt and output: the shape's, or what the KV cache holds if that is less"""
     kv_bytes: int
+    prepared: bool
+    """its prepared file was read"""
+    warning: str
+    """why that was not done though there is one, and what to do"""
 
 
-def load(
-    path: Path, config: ModelConfig, *, progress: Callable[[int, int], None] | None = None
-) -> Loaded:
+def load(path: Path, config: ModelConfig, *, progress: Progress | None = None) -> Loaded:
     """Load the checkpoint in directory `path` as `config` says.
 
     Raises InsufficientMemory, before anything is read where that can be known, ModelError for what
     is wrong with the checkpoint, BadRequest for a setting this machine cannot follow.
     """
-    format = cast(Format, "bf16" if config.quantize == "none" else config.quantize)
+    format = format_of(config)
     info = inspect_checkpoint(path)
     plan = plan_memory(info, config, format, free_memory())
     kernels = load_kernels(config.isa, config.threads)
@@ -49,9 +56,37 @@ def load(
         dtype="float32" if format == "float32" else "bf16",
     )
     try:
-        model = load_model(path, kernels, format=format, context=config.context, progress=progress)
+        model, prepared, warning = _model(path, kernels, config, format, progress)
         engine = Engine(model, kernels, settings)
     except MemoryError as error:
         raise not_given(info, config, format, plan) from error
     context = min(model.shape.context, plan.blocks * BLOCK)
-    return Loaded(engine, model.shape, context, plan.kv_bytes)
+    return Loaded(engine, model.shape, context, plan.kv_bytes, prepared, warning)
+
+
+def format_of(config: ModelConfig) -> Format:
+    """The format of the weights in memory."""
+    return cast(Format, "bf16" if config.quantize == "none" else config.quantize)
+
+
+def _model(
+    path: Path, kernels: Kernels, config: ModelConfig, format: Format, progress: Progress | None
+) -> tuple[Architecture, bool, str]:
+    """The model, whether its prepared file was read, and a warning if that could not be."""
+    warning = ""
+    if config.prepared:
+        try:
+            found = load_prepared(
+                path, kernels, format=format, context=config.context, progress=progress
+            )
+            if found is not None:
+                return found, True, ""
+        except Unusable as error:
+            warning = (
+                f"{prepared_path(path, format)} is not used, because {error}; `mainspring prepare "
+                f"{shlex.quote(str(path))} --quantize {config.quantize}` makes it again"
+            )
+        if warning:
+            gc.collect()  # what was read goes now: twice a model may be more than the memory
+    model = load_model(path, kernels, format=format, context=config.context, progress=progress)
+    return model, False, warning

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,8 @@ from mainspring.runtimes.tokenizer import Tokenizer
 from mainspring.types import Chunk, EngineStats, Finish, Message, Sampling, Token, Usage
 
 __all__ = ["LLM", "Result"]
+
+log = logging.getLogger("mainspring.offline")
 
 Turn = Message | Mapping[str, Any]
 
@@ -67,6 +70,8 @@ class LLM:
         self.defaults = Sampling(**sampling_defaults(path))
         """How the checkpoint likes to be sampled; taken where a call brings no `sampling`."""
         loaded = load(path, config)
+        if loaded.warning:
+            log.warning("model %s: %s", name, loaded.warning)
         self._engine = loaded.engine
         self._at_once = config.max_running  # more wait here: the Engine's queue bounds nobody
         self._prompts = Prompts(name, Tokenizer(path), loaded.context, loaded.shape.vocabulary)

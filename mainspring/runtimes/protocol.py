@@ -111,6 +111,9 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     vocabulary: int
     weight_bytes: int
     kv_bytes: int
+    prepared: bool = False
+    """its prepared file was read"""
+    warning: str = ""
 
 
 class Failed(Struct, frozen=True, tag="failed"):

@@ -119,6 +119,8 @@ class Supervisor:
         self.stats = EngineStats()
         self.loaded: Ready | None = None
         self.flights: dict[str, Flight] = {}
+        self.spawned = asyncio.Event()
+        """there has been a process, so that it loads while this one does other things"""
         self._load = Load(str(path.resolve()), config)
         self._command = tuple(command)
         self._link: Link | None = None
@@ -236,6 +238,7 @@ class Supervisor:
                 failure, why = None, f"cannot be started: {error.strerror}"
             else:
                 link.send(self._load)
+                self.spawned.set()
                 stalled = "" if self._stop.is_set() else await self._watch(link)
                 ended = await link.end(EXIT_SECONDS if link.closed.done() else 0.0)
                 failure, why = link.failure, stalled or ended
@@ -333,6 +336,10 @@ class Supervisor:
         if self._closed is not None:
             return
         self.loaded = message
+        if message.prepared:
+            log.info("read the prepared file of %s", self.name)
+        if message.warning:
+            log.warning("model %s: %s", self.name, message.warning)
         self._reason = ""
         self._lost = False
         self._numerical = 0

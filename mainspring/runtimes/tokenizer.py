@@ -12,7 +12,7 @@ import contextlib
 import re
 import secrets
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +150,12 @@ class Tokenizer:
         except msgspec.DecodeError as error:
             raise ModelError(f"{FILE}: {error}") from error
         _check_growth(file)
+        self.longest = self._longest_token(file)
+        """bytes of the longest token at most"""
+        if self.longest > TOKEN_LIMIT:
+            raise ModelError(
+                f"{FILE} has a token of {self.longest} bytes; the limit is {TOKEN_LIMIT}"
+            )
         self.size = self._library.get_vocab_size(with_added_tokens=True)
         self._largest = self._largest_id(file)
         self._library.no_truncation()
@@ -163,12 +169,6 @@ class Tokenizer:
         self._bytes = TokenBytes(file.decoder, self._library.id_to_token, skipped)
         self._added = {token.id: token.content for token in file.added_tokens}
         self._simple = self._bytes.usable and self._bytes_agree()
-        self.longest = self._longest_token()
-        """bytes of the longest token"""
-        if self.longest > TOKEN_LIMIT:
-            raise ModelError(
-                f"{FILE} has a token of {self.longest} bytes; the limit is {TOKEN_LIMIT}"
-            )
 
     # Text to ids ----------------------------------------------------------------------------------
 
@@ -278,18 +278,16 @@ class Tokenizer:
         beyond = [id for id in range(self.size, self.size + HOLES) if token(id) is not None]
         return max([self.size - 1, *beyond, *(added.id for added in file.added_tokens)])
 
-    def _longest_token(self) -> int:
-        token = self._library.id_to_token
-        if self._simple:
-            look = self._bytes.look
-            return max((len(look(id)) for id in range(self.size)), default=1) or 1
-        return max((len((token(id) or "").encode()) for id in range(self.size)), default=1) or 1
+    def _longest_token(self, file: TokenizerFile) -> int:
+        # Reading each token's bytes would take longer than all the rest of a start.
+        tokens = self._library.get_vocab(with_added_tokens=True)
+        longest = max((len(token.encode()) for token in tokens), default=1)
+        return max(1, longest) * _growth(file.decoder, lambda text: len(text.encode()))
 
     def _bytes_agree(self) -> bool:
         """Whether our reading of single tokens gives what the library's decoder gives."""
-        ids = [id for id in range(self.size) if not BYTE_TOKEN(self._library.id_to_token(id) or "")]
-        step = max(1, len(ids) // SAMPLES)
-        sample = ids[::step]
+        ids = range(0, self.size, max(1, self.size // SAMPLES))
+        sample = [id for id in ids if not BYTE_TOKEN(self._library.id_to_token(id) or "")]
         state = ByteDetokenizer(self._bytes, first=True)
         ours = "".join([*map(state.feed, sample), state.end()])
         return ours == self._decode(sample)
@@ -334,18 +332,23 @@ def _blamed(fault: str, *, why: bool = False) -> Iterator[None]:
 
 def _check_growth(file: TokenizerFile) -> None:
     """Refuse what would make of a short text one that no memory holds, or of a token an hour."""
+    if any("Regex" in (step.get("pattern") or ()) for step in _steps(file.decoder)):
+        raise ModelError(f"{FILE}: a decoder's pattern must be a String, not a Regex")
     for name, part in (("normalizer", file.normalizer), ("decoder", file.decoder)):
-        growth = 1
-        for step in _steps(part):
-            if name == "decoder" and "Regex" in (step.get("pattern") or ()):
-                raise ModelError(f"{FILE}: a decoder's pattern must be a String, not a Regex")
-            added = [step.get("content"), step.get("prepend")]
-            growth *= max([1, *(len(text) for text in added if isinstance(text, str))])
-        if growth > GROWTH_LIMIT:
+        if (growth := _growth(part, len)) > GROWTH_LIMIT:
             raise ModelError(
                 f"{FILE}: the {name} can make a text {growth} times as long; the limit is "
                 f"{GROWTH_LIMIT}"
             )
+
+
+def _growth(part: Any, size: Callable[[str], int]) -> int:
+    """How many times the `size` of a text it can have after this normalizer or decoder."""
+    growth = 1
+    for step in _steps(part):
+        added = [step.get("content"), step.get("prepend")]
+        growth *= max([1, *(size(text) for text in added if isinstance(text, str))])
+    return growth
 
 
 def _steps(part: Any) -> Iterator[dict[str, Any]]:

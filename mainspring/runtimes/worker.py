@@ -182,6 +182,8 @@ def load_engine(message: Load, progress: Callable[[int, int], None]) -> tuple[En
         vocabulary=shape.vocabulary,
         weight_bytes=shape.weight_bytes,
         kv_bytes=loaded.kv_bytes,
+        prepared=loaded.prepared,
+        warning=loaded.warning,
     )
     return loaded.engine, ready
 

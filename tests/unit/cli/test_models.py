@@ -30,7 +30,7 @@ def test_pull_list_show_rm(run: Run, home: Path, checkpoint: Path) -> None:
     assert chat["parameters"] == 95_040
     assert chat["source"] == str(checkpoint)
     head, *_, line = run("list").out.splitlines()
-    assert head.split() == ["NAME", "FAMILY", "PARAMETERS", "SIZE", "PULLED"]
+    assert head.split() == ["NAME", "FAMILY", "PARAMETERS", "SIZE", "PREPARED", "PULLED"]
     assert line.split()[:3] == ["me/chat", "llama", "95.0K"]
     assert line.endswith("just now")
 
@@ -48,6 +48,48 @@ def test_pull_list_show_rm(run: Run, home: Path, checkpoint: Path) -> None:
     assert removed.out.startswith("removed me/chat")
     assert [row["name"] for row in run("list", "--json").json] == [EMBEDDED]
     assert checkpoint.is_dir()
+
+
+@pytest.mark.parametrize("link", [[], ["--link"]])
+def test_prepare(run: Run, home: Path, checkpoint: Path, link: list[str]) -> None:
+    before = sorted(checkpoint.iterdir())
+    run("pull", str(checkpoint), "--name", "chat", *link)
+    place = checkpoint if link else home / "models/chat"
+    made = run("prepare", "chat", "--quantize", "int8")
+    assert made.code == 0, made.err
+    assert made.out.startswith("prepared chat in ")
+    assert made.out.rstrip().endswith(f"KiB in {place / 'int8.prepared'}")
+    assert run("prepare", "chat").code == 0
+    assert run("list", "--json").json[1]["prepared"] == ["bf16", "int8"]
+    assert "bf16, int8" in run("list").out.splitlines()[-1]
+    assert run("show", "chat", "--verify").code == 0
+
+    first = run("run", "chat", "hello", "--quantize", "int8", "--seed", "1", "--max-tokens", "8")
+    assert first.code == 0
+    assert "not used" not in first.err
+    weights = place / "model.safetensors"
+    weights.write_bytes(weights.read_bytes())
+    again = run("run", "chat", "hello", "--quantize", "int8", "--seed", "1", "--max-tokens", "8")
+    assert again.out == first.out
+
+    assert run("rm", "chat").code == 0
+    assert sorted(checkpoint.iterdir()) == before
+    assert not (home / "models/chat").exists()
+
+
+def test_what_cannot_be_prepared(run: Run, home: Path, checkpoint: Path) -> None:
+    assert "no model 'nothing'" in run("prepare", "nothing").err
+    (checkpoint / "model.safetensors").write_bytes(b"")
+    failed = run("prepare", str(checkpoint))
+    assert failed.code == 1
+    assert "model.safetensors" in failed.err
+    assert not list(checkpoint.glob("*prepared*"))
+
+
+def test_a_broken_manifest_can_be_removed(run: Run, home: Path, checkpoint: Path) -> None:
+    run("pull", str(checkpoint), "--name", "chat")
+    (home / "models/chat/manifest.json").write_text("{")
+    assert run("rm", "chat").code == 0
 
 
 def test_a_linked_model(run: Run, home: Path, checkpoint: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 from mainspring.config import ModelConfig
+from mainspring.engine.weights import prepare_model
 from mainspring.errors import (
     BadRequest,
     ContextLength,
@@ -22,6 +23,7 @@ from mainspring.errors import (
     Overloaded,
     Unavailable,
 )
+from mainspring.kernels import load_kernels
 from mainspring.runtimes.llm import LLMRuntime
 from mainspring.types import Chunk, Finish, Message, Sampling, Task
 from tests.faults.streams import request, runtime, settings, tell, tell_all, until
@@ -386,3 +388,25 @@ def pss(pid: int | None) -> int:
     """Bytes of memory, shared pages divided among those who share them."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("Pss:"))
+
+
+def test_a_prepared_model_is_read_and_a_stale_one_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tiny_checkpoint(tmp_path / "tiny")
+
+    async def text() -> tuple[dict[int, str], str]:
+        caplog.clear()
+        with caplog.at_level("INFO", "mainspring"):
+            async with runtime(path, settings(isa="auto")) as served:
+                told = await tell(served.run(request(sampling=GREEDY)))
+        return told.texts, caplog.text
+
+    expected, plain = asyncio.run(text())
+    assert "prepared" not in plain
+    prepare_model(path, load_kernels(), format="bf16")
+    assert (found := asyncio.run(text())) == (expected, found[1])
+    assert "read the prepared file of tiny" in found[1]
+    (path / "config.json").write_bytes((path / "config.json").read_bytes())
+    assert (found := asyncio.run(text())) == (expected, found[1])
+    assert "because config.json is not the one that it was made of; `mainspring pre" in found[1]
