@@ -61,7 +61,7 @@ async def storm(path: Path, seed: int, kills: int) -> int:
             for one, ours in zip(requests, disturbed, strict=True):
                 same(ours, await tell(calm.run(one)))
         stats = served.stats
-        assert not served._supervisor.flights and served._taken == 0
+        assert not served._supervisor.flights and served._admission.taken == 0
         assert served.restarts <= killed
         assert stats().running == stats().waiting == 0
     return killed

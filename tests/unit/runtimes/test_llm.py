@@ -245,7 +245,7 @@ def test_refusals(checkpoint: Path) -> None:
         assert isinstance(error, ContextLength) and error.param == "messages"
         assert time.monotonic() - began < 1.0
         await until(lambda: idle(served))
-        assert served._taken == 0
+        assert served._admission.taken == 0
 
     serving(checkpoint, test)
 
@@ -304,7 +304,7 @@ def test_closing_cancels_wherever_the_request_is(checkpoint: Path) -> None:
         assert steps > before
         await asyncio.sleep(0.1)
         assert served.stats().steps == steps, "the Engine still works for nobody"
-        assert served._taken == 0 and not served._supervisor.flights
+        assert served._admission.taken == 0 and not served._supervisor.flights
 
     serving(checkpoint, test, config=settings(max_running=4))
 
