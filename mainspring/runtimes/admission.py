@@ -6,6 +6,7 @@ import hashlib
 import random
 import time
 from bisect import insort
+from collections import defaultdict
 from collections.abc import Callable
 from heapq import heappop, heappush
 from math import inf
@@ -22,12 +23,13 @@ LEARN = 0.1
 """Weight of the newest answer in what is typical."""
 OUTPUT_GUESS = 128.0
 """output tokens of a choice, before any has ended"""
-RETRY_LEAST, RETRY_LIMIT = 1.0, 300.0
+RETRY_LEAST, RETRY_LIMIT = 1.0, 3600.0
 EARLY, LATE = 0.05, 5.0
 """Seconds around its time in which a promise is kept; Retry-After is in whole seconds."""
 SOLD = 0.5
 """The share of the model's capacity that promises may take; the rest is the newcomers'."""
-KEPT_WEIGHT = 0.02
+PROMISES = 100_000
+KEPT_LEAST, KEPT_AMONG = 0.02, 50
 
 
 class Admission:
@@ -141,28 +143,46 @@ class Stay:
 
 
 class Promises:
-    """The times that refused requests were told to come back at: a queue that waits elsewhere.
+    """The times that refused requests were told to come back at: a calendar of the model's time.
 
-    Each comes after those before it, as far as these come at all: the share of them that lately
-    did is learned. A request is known by its content, so a client need only send it again.
+    Not all clients come back, so more is promised than there is, by the share that lately came.
+    A request is known by its content, so a client need only send it again.
     """
 
     def __init__(self) -> None:
         self._times: dict[bytes, list[float]] = {}
         self._all: list[tuple[float, bytes]] = []
         """a heap; those that were kept are still here"""
-        self._open = 0
-        self._kept = 1.0
-        """share of promises whose client came"""
+        self._promised: defaultdict[int, float] = defaultdict(float)
+        """second of the clock -> seconds of the model's time"""
+        self._full = 0
+        """there is no room in the seconds before this one"""
+        self._room = 0.0
+        self._kept, self._counted = 1.0, 1
+        """share of promises whose client came, among so many"""
 
     def make(self, key: bytes, now: float, wait: float, slot: float) -> float:
-        """Seconds until the request's time: `wait`, and `slot` for each that is expected before."""
-        wait = max(wait, random.uniform(1.0, 2.0) * RETRY_LEAST)
-        wait = min(wait + self._open * slot * self._kept / SOLD, RETRY_LIMIT)
-        insort(self._times.setdefault(key, []), now + wait)
-        heappush(self._all, (now + wait, key))
-        self._open += 1
-        return wait
+        """Seconds until the request's time: at least `wait`, where `slot` seconds are free."""
+        room = SOLD / max(self._kept, KEPT_LEAST)
+        if room > self._room:
+            self._full = 0
+        self._room = room
+        second = max(self._full, int(now + max(wait, RETRY_LEAST)) + 1)
+        while self._promised[second] >= room and second < now + RETRY_LIMIT:
+            second += 1
+        self._full = second
+        time = second + random.random()  # a crowd does not come at once
+        while slot > 0:
+            taken = min(slot, max(room - self._promised[second], 0.0))
+            self._promised[second] += taken
+            slot, second = slot - taken, second + 1
+        if len(self._all) < PROMISES:
+            insort(self._times.setdefault(key, []), time)
+            heappush(self._all, (time, key))
+        if len(self._promised) > 2 * RETRY_LIMIT:
+            ahead = {s: taken for s, taken in self._promised.items() if s >= now}
+            self._promised = defaultdict(float, ahead)
+        return time - now
 
     def keep(self, key: bytes, now: float) -> bool:
         """Whether a request of this content was told to come about now; then it is off the list."""
@@ -180,8 +200,8 @@ class Promises:
         del times[0]
         if not times:
             del self._times[key]
-        self._open -= 1
-        self._kept += KEPT_WEIGHT * (came - self._kept)
+        self._counted = min(self._counted + 1, KEPT_AMONG)
+        self._kept += (came - self._kept) / self._counted
 
 
 def fingerprint(request: Request) -> bytes:

@@ -256,7 +256,7 @@ def test_one_request_too_many_is_told_when_to_come_back(checkpoint: Path) -> Non
         running = [asyncio.create_task(tell(served.run(request(sampling=LONG)))) for _ in range(3)]
         await until(lambda: served.stats().running == 2)
         error = await error_of(served.run(request(sampling=GREEDY)))
-        assert isinstance(error, Overloaded) and 1.0 <= error.retry_after <= 300.0
+        assert isinstance(error, Overloaded) and 1.0 <= error.retry_after <= 3600.0
         # Each choice takes a place; what never fits is no overload.
         assert isinstance(await error_of(served.run(request(n=3))), Overloaded)
         error = await error_of(served.run(request(n=4)))
