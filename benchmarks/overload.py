@@ -45,6 +45,8 @@ RATES = (0.8, 1.0, 1.2, 1.5, 2.0)
 """of arrivals while the peak is sought, in shares of what a closed loop brings"""
 COMEBACKS = 0.05
 """of refused clients"""
+FLAGS = "--queue-seconds 0.03"
+"""of `mainspring serve`: about half of the time to first token at normal load"""
 GOODPUT, SLOWER, REFUSED_SECONDS, KEPT, RECOVERY_SECONDS = 0.9, 2.0, 0.05, 0.99, 2.0
 
 
@@ -176,7 +178,7 @@ def run(flags: list[str], seconds: float, probe: float, prompt: int, tokens: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--flags", default="", help="further flags of `mainspring serve`")
+    parser.add_argument("--flags", default=FLAGS, help="further flags of `mainspring serve`")
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload")
     parser.add_argument("--probe", type=float, default=15.0, help="seconds of each other phase")
     parser.add_argument("--prompt", type=int, default=64, help="prompt tokens")

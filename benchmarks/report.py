@@ -21,7 +21,7 @@ on the same cores, figures are medians, and what counts is the ratio. Everything
 |---|---|
 | `engine.py` | the Engine against llama.cpp: one stream, prompts, batches (`make bench`) |
 | `server.py` | start to ready, memory of all processes, streams over HTTP |
-| `overload.py` | ten times the load that a server can carry: goodput, first token, refusals, recovery |
+| `overload.py` | ten times the load a server can carry: goodput, first token, recovery |
 | `kernels.py` | each kernel against the machine's limits |
 | `accuracy.py` | what each weight format costs in accuracy |
 """
