@@ -57,6 +57,14 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     max_queue: Annotated[
         int, _setting("Requests waiting at most; one more is answered 429.", ge=0, le=100_000)
     ] = 256
+    queue_seconds: Annotated[
+        float,
+        _setting(
+            "Longest predicted wait of a request for its turn; one that would wait longer is "
+            "answered 429.",
+            ge=0,
+        ),
+    ] = 10.0
     step_ms: Annotated[
         float,
         _setting(

@@ -164,7 +164,7 @@ class Exchange:
             body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
             if not more:
                 body += b"0\r\n\r\n"
-        if head or body:
+        if (head or body) and not self._transport.is_closing():
             self._transport.write(head + body)
         if not more:
             self.complete = True

@@ -128,7 +128,7 @@ async def _quiet(call: Call, first: asyncio.Future[Chunk]) -> None:
             if not call.status:
                 await call.stream(sse.CONTENT_TYPE)
             await call.piece(sse.comment("waiting"))
-    finally:
-        if not first.done():
-            first.cancel()
-            await asyncio.wait({first})
+    except BaseException:
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)  # its own error has no one to go to
+        raise

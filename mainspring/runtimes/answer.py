@@ -38,14 +38,6 @@ class Answer:
             for place, choice in enumerate(choices)
         ]
 
-    @property
-    def remaining(self) -> tuple[int, list[tuple[int, int | None]]]:
-        """Prompt tokens that no output has followed yet; of each unended choice, its output
-        tokens so far and at most."""
-        prompt = sum(len(c.prompt) for c in self._choices if not c.output)
-        outputs = [(c.output, c.sampling.max_tokens) for c in self._choices if c.finish is None]
-        return prompt, outputs
-
     async def chunks(self) -> AsyncGenerator[Chunk, None]:
         """The whole answer. Raises the first error of any choice."""
         for flight in self._flights:
@@ -76,6 +68,16 @@ class Answer:
             self._supervisor.cancel(flight)
 
     @property
+    def prompt(self) -> int:
+        """Prompt tokens, each prompt's once."""
+        return sum(len(choice.prompt) for choice in self._choices[:: self._request.n])
+
+    @property
+    def cached(self) -> int:
+        """Those of them that the prefix cache had."""
+        return sum(choice.cached for choice in self._choices[:: self._request.n])
+
+    @property
     def output(self) -> int:
         """Output tokens of all choices so far."""
         return sum(choice.output for choice in self._choices)
@@ -85,12 +87,7 @@ class Answer:
         self._arrived.set()
 
     def _last(self) -> Chunk:
-        firsts = self._choices[:: self._request.n]
-        usage = Usage(
-            prompt=sum(len(choice.prompt) for choice in firsts),
-            cached=sum(choice.cached for choice in firsts),
-            output=self.output,
-        )
+        usage = Usage(prompt=self.prompt, cached=self.cached, output=self.output)
         before = (Event("arrival", self._request.arrival), Event("tokenized", self._tokenized))
         timelines = [
             choice.timeline(before, flight.replays)

@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from mainspring.config import ModelConfig
-from mainspring.errors import BadRequest, ModelError, Overloaded, Unavailable
+from mainspring.errors import BadRequest, ModelError, Unavailable
 from mainspring.registry.generation import sampling_defaults
+from mainspring.runtimes.admission import Admission
 from mainspring.runtimes.answer import Answer
 from mainspring.runtimes.choice import Choice
 from mainspring.runtimes.lane import Lane, Stuck
@@ -28,9 +29,6 @@ from mainspring.types import Chunk, EngineStats, ModelInfo, Request, Sampling, T
 __all__ = ["LLMRuntime"]
 
 SEEDS = 1 << 63
-OUTPUT_GUESS = 128.0
-"""output tokens of a choice, before any has ended"""
-RETRY_LIMIT = 300.0
 READ_SECONDS, READ_CHARACTERS = 10.0, 100_000
 """A text may take so long to become tokens, and a second for each so many characters: a hundred
 times what a sound tokenizer needs."""
@@ -43,8 +41,7 @@ T = TypeVar("T")
 class LLMRuntime:
     """Serves one model. All methods belong to the event loop's thread.
 
-    At most `max_running + max_queue` choices are in the runtime at a time. `template_variables`
-    says whether a request may bring variables for the chat template.
+    `template_variables` says whether a request may bring variables for the chat template.
     """
 
     def __init__(
@@ -66,13 +63,10 @@ class LLMRuntime:
         self._prompts: Prompts | None = None
         self._info: ModelInfo | None = None
         self._defaults: dict[str, Any] = {}
-        self._places = config.max_running + config.max_queue
-        self._taken = 0
-        self._answers: set[Answer] = set()
+        self._admission = Admission(name, config, self.stats)
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopped = False
-        self._typical = OUTPUT_GUESS
 
     # Life -----------------------------------------------------------------------------------------
 
@@ -173,63 +167,32 @@ class LLMRuntime:
 
         Raises BadRequest, ContextLength, Overloaded, Unavailable, or what went wrong in between.
         """
+        self._check_open()
         places = request.n * (1 if request.task is Task.CHAT else len(request.prompts))
-        self._admit(places)
-        self._taken += places
+        stay = self._admission.enter(request, places)
         self._idle.clear()
         answer: Answer | None = None
         try:
             choices = await self._choices(request)
             answer = Answer(request, self._supervisor, choices, time.monotonic())
-            self._answers.add(answer)
+            stay.know(answer.prompt)
             async with contextlib.aclosing(answer.chunks()) as chunks:
                 async for chunk in chunks:
+                    stay.begun()
                     yield chunk
-            self._typical += 0.1 * (answer.output / places - self._typical)
+            self._admission.learn(places, answer.prompt, answer.cached, answer.output)
         finally:
-            self._taken -= places
+            stay.leave()
             if answer is not None:
                 answer.close()
-                self._answers.discard(answer)
-            if not self._taken:
+            if not self._admission.taken:
                 self._idle.set()
 
-    def _admit(self, places: int) -> None:
+    def _check_open(self) -> None:
         if self._stopped or self._prompts is None:
             raise Unavailable(f"model {self.name} is {self.unhealthy() or 'loading'}")
         if self._supervisor.lost or self._lane.stuck:
             raise Unavailable(f"model {self.name} does not answer: {self.unhealthy()}")
-        if places > self._places:
-            raise BadRequest(
-                f"the request has {places} choices; this server takes {self._places} at a time",
-                param="n",
-            )
-        if self._taken + places > self._places:
-            raise Overloaded(
-                f"model {self.name} has {self._taken} requests, the most it takes",
-                retry_after=self._wait(places),
-            )
-
-    def _wait(self, places: int) -> float:
-        """Predicted seconds until `places` requests have ended, from learned costs; at least 1.
-
-        All outstanding work, in the batches that the Engine makes of it, divided evenly.
-        """
-        stats = self._supervisor.stats
-        prompt = output = 0.0
-        for answer in self._answers:
-            tokens, choices = answer.remaining
-            prompt += tokens
-            for done, most in choices:
-                likely = max(self._typical - done, 1.0)
-                output += likely if most is None else min(likely, most - done)
-        steps = output / self._config.max_running
-        work = (
-            prompt * stats.prefill_seconds_per_token
-            + output * stats.decode_seconds_per_token
-            + steps * stats.step_seconds
-        )
-        return min(RETRY_LIMIT, max(1.0, work * places / max(1, self._taken)))
 
     # From a request to choices --------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class Sample(NamedTuple):
 async def sample(served: LLMRuntime, requests: int) -> Sample:
     """Once the runtime is idle."""
     await until(lambda: idle(served))
-    assert not served._supervisor.flights and not served._answers and served._taken == 0
+    assert not served._supervisor.flights and served._admission.taken == 0
     await ask(served, CHAT, None)  # a client that left may have taken the sandbox with it
     await until(lambda: idle(served))
     gc.collect()

@@ -247,7 +247,7 @@ def test_refusals(checkpoint: Path) -> None:
         assert isinstance(error, ContextLength) and error.param == "messages"
         assert time.monotonic() - began < 1.0
         await until(lambda: idle(served))
-        assert served._taken == 0
+        assert served._admission.taken == 0
 
     serving(checkpoint, test)
 
@@ -258,7 +258,7 @@ def test_one_request_too_many_is_told_when_to_come_back(checkpoint: Path) -> Non
         running = [asyncio.create_task(tell(served.run(request(sampling=LONG)))) for _ in range(3)]
         await until(lambda: served.stats().running == 2)
         error = await error_of(served.run(request(sampling=GREEDY)))
-        assert isinstance(error, Overloaded) and 1.0 <= error.retry_after <= 300.0
+        assert isinstance(error, Overloaded) and 1.0 <= error.retry_after <= 3600.0
         # Each choice takes a place; what never fits is no overload.
         assert isinstance(await error_of(served.run(request(n=3))), Overloaded)
         error = await error_of(served.run(request(n=4)))
@@ -306,7 +306,7 @@ def test_closing_cancels_wherever_the_request_is(checkpoint: Path) -> None:
         assert steps > before
         await asyncio.sleep(0.1)
         assert served.stats().steps == steps, "the Engine still works for nobody"
-        assert served._taken == 0 and not served._supervisor.flights
+        assert served._admission.taken == 0 and not served._supervisor.flights
 
     serving(checkpoint, test, config=settings(max_running=4))
 
