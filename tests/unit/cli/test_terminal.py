@@ -44,17 +44,6 @@ class Terminal:
         self.read_until = match.end()
         return before
 
-    def insist(self, text: str, pattern: str) -> None:
-        """Type `text`, and again after each two quiet seconds, until `pattern` appears.
-
-        A signal that comes in the moment before readline waits is held until the next key.
-        """
-        for _ in range(int(PATIENCE / 2)):
-            self.type(text)
-            if select.select([self.descriptor], [], [], 2.0)[0]:
-                break
-        self.expect(pattern)
-
     def type(self, text: str) -> None:
         os.write(self.descriptor, text.encode())
 
