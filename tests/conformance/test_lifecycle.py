@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -217,14 +218,19 @@ def test_a_reset_in_prefill(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_killed_worker_is_a_pause(checkpoint: Path, tmp_path: Path) -> None:
     with live([f"tiny={checkpoint}"], tmp_path) as server, client_of(server) as client:
-        sampled = LONG | {"temperature": 1, "seed": 7}
-        whole = client.completions.create(**sampled).choices[0].text
-        stream = client.completions.create(stream=True, **sampled)
-        text = next(stream).choices[0].text
-        os.kill(workers(server)[0], signal.SIGKILL)
-        text += "".join(piece.choices[0].text for piece in stream)
-        assert text == whole
-        assert server.metric("mainspring_worker_restarts_total") == 1
+        for kills, chunks in enumerate((1, 30, 200), 1):
+            sampled = LONG | {"temperature": 1, "seed": kills}
+            whole = client.completions.create(**sampled).choices[0].text
+            stream = client.completions.create(stream=True, **sampled)
+            text = "".join(piece.choices[0].text for piece in itertools.islice(stream, chunks))
+            os.kill(workers(server)[0], signal.SIGKILL)
+            times = [time.monotonic()]
+            for piece in stream:
+                text += piece.choices[0].text
+                times.append(time.monotonic())
+            assert text == whole
+            assert max(b - a for a, b in itertools.pairwise(times)) < 5
+            assert server.metric("mainspring_worker_restarts_total") == kills
 
 
 def test_alive_before_ready(checkpoint: Path, server: Server) -> None:
