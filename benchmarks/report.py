@@ -41,7 +41,6 @@ on the same cores, figures are medians, and what counts is the ratio. Everything
 | `server.py` | the embedded model: start to ready, memory of all processes, streams |
 | `speculation.py` | decoding with and without speculation |
 | `overload.py` | ten times the load a server can carry: goodput, first token, recovery |
-| `overload.py` | ten times the load a server can carry: goodput, first token, recovery |
 | `kernels.py` | each kernel against the machine's limits |
 | `accuracy.py` | what each weight format costs in accuracy |"""
 NOTES = """Tokens a second. decode: one stream, 32 tokens in, 128 out. prefill: one prompt. batch:
