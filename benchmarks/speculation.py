@@ -1,14 +1,19 @@
-"""Decode speed with and without speculation, in turns; figures are ratios of medians.
+"""Decode speed with and without speculation, in turns; figures are medians of ratios of pairs.
 
     python benchmarks/speculation.py --save
 
-Random weights of the shape in int8, each answer to its full length. What the cells are:
+The model is real in cost: random weights of the shape in int8, every row computed in full. What it
+says is planted where a trained model would be needed: `Scripted` makes one text all but certain,
+the same for all sequences, so guesses are right exactly where that text repeats. The texts:
 
-    loop    greedy: random weights soon repeat themselves, most guesses are right
-    random  temperature 1: nothing repeats, no guess is made; what looking costs
+    copy    the prompt again and again, one token in 24 another: an edit of a given text
+    noise   64 different tokens at random: pairs come again, and nothing follows from them
+    new     tokens at random of the whole vocabulary: nothing to guess; what looking costs
+    own     nothing planted: the weights' own text, which repeats itself when greedy and not else
 
-Random weights copy nothing from a prompt, so no cell says what a real task gains: that depends on
-how much of its output stands in its input. Both sides must give the same tokens.
+No cell says what a real task gains: that depends on how much of its output stands in its input.
+Both sides must give the same tokens. `cpu` is the ratio of the process's CPU time, which other
+load on the machine disturbs least (take --threads 1 then: threads that wait spin).
 """
 
 from __future__ import annotations
@@ -25,70 +30,117 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.shapes import SHAPES
-from mainspring.engine.architectures import Architecture
+from mainspring.engine.architectures import Architecture, ModelShape
+from mainspring.engine.batch import Batch
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.weights import random_model
-from mainspring.kernels import BLOCK, Kernels, load_kernels
+from mainspring.kernels import BLOCK, Array, Cache, Kernels, load_kernels
 from mainspring.types import Sampling
 
 ROOT = Path(__file__).parents[1]
-# (cell, temperature, sequences)
-CELLS = [
-    ("loop", 0.0, 1), ("loop", 0.0, 4), ("loop", 0.0, 16),
-    ("random", 1.0, 1), ("random", 1.0, 4), ("random", 1.0, 16),
-]  # fmt: skip
+TEXTS = ("copy", "noise", "new", "own")
+TEMPERATURES = (0.0, 0.8)
 PROMPT, OUTPUT = 64, 192
+EDIT = 24
+"""one token in so many of a copy is another"""
+SURE = 1e4
+"""what a planted token's logit is raised by"""
+
+
+class Scripted:
+    """An Architecture that computes everything and then says `text`, by position."""
+
+    def __init__(self, model: Architecture, text: Array | None) -> None:
+        self._model = model
+        self._text = text
+
+    @property
+    def shape(self) -> ModelShape:
+        return self._model.shape
+
+    @property
+    def progress(self) -> int:
+        return self._model.progress
+
+    def forward(self, batch: Batch, cache: Cache) -> Array:
+        logits = self._model.forward(batch, cache)
+        if self._text is not None:
+            rows = np.arange(len(logits))
+            logits[rows, self._text[batch.positions[batch.logit_rows] + 1]] += SURE
+        return logits
+
+
+def text_of(name: str, vocabulary: int) -> Array | None:
+    """PROMPT + OUTPUT token ids and one more, or None for the model's own."""
+    rng = np.random.default_rng(1)
+    length = PROMPT + OUTPUT + 1
+    if name == "own":
+        return None
+    text = rng.integers(1, 65 if name == "noise" else vocabulary, length)
+    if name == "copy":
+        text = np.resize(text[:PROMPT], length)
+        edited = np.arange(PROMPT + EDIT - 1, length, EDIT)
+        text[edited] = rng.integers(1, vocabulary, len(edited))
+    return text
 
 
 def decode(
-    model: Architecture, kernels: Kernels, temperature: float, sequences: int, speculation: bool
-) -> tuple[float, list[list[int]], Engine]:
-    """Tokens a second once every sequence has its first, all tokens, and the Engine."""
-    blocks = sequences * (-(-(PROMPT + OUTPUT) // BLOCK) + 1)
+    model: Scripted, kernels: Kernels, prompts: Array, temperature: float, speculation: bool
+) -> tuple[float, float, list[list[int]], Engine]:
+    """Seconds and CPU seconds once every sequence has its first token, all tokens, the Engine."""
+    blocks = len(prompts) * (-(-(PROMPT + OUTPUT) // BLOCK) + 1)
     config = EngineConfig(blocks=blocks, prefix_cache=False, speculation=speculation)
     engine = Engine(model, kernels, config)
-    rng = np.random.default_rng(1)
-    prompts = rng.integers(1, model.shape.vocabulary, (sequences, PROMPT)).tolist()
     tokens: dict[str, list[int]] = {}
-    for seed, prompt in enumerate(prompts):
-        sampling = Sampling(temperature, seed=seed, max_tokens=OUTPUT, ignore_eos=True)
+    for seed, prompt in enumerate(prompts.tolist()):
+        sampling = Sampling(temperature=temperature, seed=seed, max_tokens=OUTPUT, ignore_eos=True)
         tokens[str(seed)] = []
         engine.add(str(seed), prompt, sampling)
-    began, count = 0.0, 0
+    began, cpu = 0.0, 0.0
     while engine.has_work:
         for output in engine.step():
             tokens[output.id] += output.tokens
-            count += len(output.tokens) if began else 0
         if not began and all(tokens.values()):
-            began = time.perf_counter()
-    return count / (time.perf_counter() - began), list(tokens.values()), engine
+            began, cpu = time.perf_counter(), time.process_time()
+    seconds = time.perf_counter() - began
+    return seconds, time.process_time() - cpu, list(tokens.values()), engine
 
 
 def compare(
-    model: Architecture, kernels: Kernels, cell: tuple[str, float, int], rounds: int
+    model: Architecture, kernels: Kernels, name: str, temperature: float, sequences: int, pairs: int
 ) -> dict[str, Any]:
-    name, temperature, sequences = cell
-    rates: dict[bool, list[float]] = {False: [], True: []}
-    given = []
-    for turn in range(rounds):
+    """One cell: `pairs` runs of each side, by turns one and the other first."""
+    text = text_of(name, model.shape.vocabulary)
+    rng = np.random.default_rng(1)
+    prompts = rng.integers(1, model.shape.vocabulary, (sequences, PROMPT))
+    if text is not None:
+        prompts[:] = text[:PROMPT]
+    walls: list[float] = []
+    cpus: list[float] = []
+    stats, given = {}, []
+    for turn in range(pairs):
+        took = {}
         for side in (False, True) if turn % 2 else (True, False):
-            rate, tokens, engine = decode(model, kernels, temperature, sequences, side)
-            rates[side].append(round(rate, 1))
-            given.append(tokens)
-            if side:
-                stats = engine.stats()
+            took[side] = decode(Scripted(model, text), kernels, prompts, temperature, side)
+            stats[side] = took[side][3].stats()
+            given.append(took[side][2])
+        walls.append(took[False][0] / took[True][0])
+        cpus.append(took[False][1] / took[True][1])
     if any(tokens != given[0] for tokens in given):
         raise RuntimeError(f"{name}: speculation changed the tokens")
-    ratio = statistics.median(on / off for on, off in zip(rates[True], rates[False], strict=True))
     return {
-        "cell": name,
+        "text": name,
+        "temperature": temperature,
         "sequences": sequences,
-        "off_tokens_per_second": rates[False],
-        "on_tokens_per_second": rates[True],
-        "ratio": round(ratio, 3),
-        "draft_tokens": stats.draft_tokens,
-        "accepted_tokens": stats.accepted_tokens,
-        "output_tokens": stats.output_tokens,
+        "ratio": round(statistics.median(walls), 3),
+        "spread": [round(min(walls), 3), round(max(walls), 3)],
+        "cpu": round(statistics.median(cpus), 3),
+        "cpu_spread": [round(min(cpus), 3), round(max(cpus), 3)],
+        "steps_off": stats[False].steps,
+        "steps_on": stats[True].steps,
+        "draft_tokens": stats[True].draft_tokens,
+        "accepted_tokens": stats[True].accepted_tokens,
+        "output_tokens": stats[True].output_tokens,
     }
 
 
@@ -96,16 +148,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="qwen2.5-0.5b")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=TEXTS)
+    parser.add_argument("--temperatures", nargs="+", type=float, default=TEMPERATURES)
+    parser.add_argument("--sequences", nargs="+", type=int, default=(1, 4, 16, 32))
     parser.add_argument("--save", action="store_true", help="keep under benchmarks/results/")
     options = parser.parse_args()
     kernels = load_kernels(threads=options.threads)
     model = random_model(SHAPES[options.shape], kernels, format="int8", seed=0)
-    decode(model, kernels, 0.0, 1, False)  # memory is touched
+    compare(model, kernels, "new", 0.0, 1, 1)  # memory is touched
     rows = []
-    for cell in CELLS:
-        rows.append(compare(model, kernels, cell, options.rounds))
-        print(json.dumps(rows[-1]), flush=True)
+    for name in options.texts:
+        for temperature in options.temperatures:
+            for sequences in options.sequences:
+                cell = (name, temperature, sequences)
+                rows.append(compare(model, kernels, *cell, options.pairs))
+                print(json.dumps(rows[-1]), flush=True)
     if options.save:
         date = time.strftime("%Y%m%d")
         path = ROOT / f"benchmarks/results/speculation-{options.shape}-{date}.json"
