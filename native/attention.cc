@@ -283,6 +283,17 @@ inline Step step_at(const Attention& a, const Item& item, std::int64_t base) {
           a.cache.values(a.layer, low, item.kv_head), a.cache.values(a.layer, high, item.kv_head)};
 }
 
+// Fetches a step's keys and values while the one before it is in use: the blocks of a sequence are
+// scattered, so no hardware prefetcher finds them.
+inline void fetch(const Attention& a, const Item& item, std::int64_t base) {
+  for (std::int64_t index = base / kBlock; index < (base + kStep) / kBlock; ++index) {
+    if (index * kBlock >= a.lengths[item.sequence]) return;
+    const std::byte* slot =
+        a.cache.keys(a.layer, block_of(a, item.sequence, index), item.kv_head);
+    for (std::int64_t at = 0; at < a.cache.slot_bytes(); at += 64) __builtin_prefetch(slot + at);
+  }
+}
+
 template <class F, int rows>
 void attend_tile(const Attention& a, const Item& item, const Layout& layout, const Step& step,
                  int first, Queries<F>& queries) {
@@ -315,6 +326,7 @@ void attend(const Attention& a, const Item& item, const Layout& layout, Queries<
       to = base + kStep - 1 + a.window - begin;
     }
     const Step step = step_at(a, item, base);
+    fetch(a, item, base + kStep);
     const int first = int(from) * layout.group;
     for_tiles(int(to - from) * layout.group, [&](int tile, int count) {
       with_rows(count, [&]<int rows>() {
