@@ -51,6 +51,14 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             ge=0,
         ),
     ] = 0
+    kv_format: Annotated[
+        str,
+        _setting(
+            "Numbers of the KV cache: auto is bf16, or float32 beside float32 weights; int8 holds "
+            "nearly twice the tokens in the same memory.",
+            pattern="^(auto|bf16|int8|float32)$",
+        ),
+    ] = "auto"
     max_running: Annotated[int, _setting("Sequences computed together at most.", ge=1, le=1024)] = (
         64
     )

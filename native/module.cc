@@ -186,20 +186,22 @@ class Kernels {
 
   std::shared_ptr<Cache> cache(std::int64_t layers, std::int64_t blocks, std::int64_t heads,
                                std::int64_t head, const std::string& dtype) {
-    if (dtype != "float32" && dtype != "bf16") refuse("dtype must be float32 or bf16");
+    if (dtype != "float32" && dtype != "bf16" && dtype != "int8") {
+      refuse("dtype must be float32, bf16 or int8");
+    }
     if (layers < 1 || blocks < 1 || heads < 1) refuse("layers, blocks and heads must be positive");
     if (head < 2 || head > kMaxHead || head % 2 != 0) {
       refuse("head must be even, 2 to " + std::to_string(kMaxHead));
     }
     constexpr std::int64_t limit = std::int64_t{1} << 31;
     if (layers >= limit || blocks >= limit || heads >= limit) refuse("the cache is too large");
-    auto cache = std::make_shared<Cache>(Cache{layers, blocks, heads, head, dtype == "bf16", {}});
+    auto cache = std::make_shared<Cache>(Cache{layers, blocks, heads, head, format_of(dtype), {}});
     std::size_t bytes = 0;
     if (__builtin_mul_overflow(std::size_t(layers * blocks), std::size_t(heads), &bytes) ||
         __builtin_mul_overflow(bytes, std::size_t(cache->slot_bytes()), &bytes)) {
       refuse("the cache is too large");
     }
-    cache->data = Buffer(bytes, Buffer::Pages::small);
+    cache->data = Buffer(bytes, Buffer::Pages::huge);
     return cache;
   }
 

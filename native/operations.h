@@ -68,20 +68,29 @@ struct Weight {
 // side, then the values, numbers of a head side by side (rounded up to 32):
 //   float32  keys [head][32], values [32][wide]
 //   bf16     keys [head / 2][32][2], values [16][wide][2]: pairs of numbers, pairs of tokens
+//   int8     keys [head / 4, rounded up][32][4] value + 128, values [8][wide][4] value + 128; then
+//            float scales of the tokens' keys [32] and values [32]
 struct Cache {
   std::int64_t layers, blocks, heads, head;
-  bool bf16;
+  Format format;
   Buffer data;
 
   std::int64_t wide() const { return (head + 31) / 32 * 32; }
-  std::int64_t element() const { return bf16 ? 2 : 4; }
-  std::int64_t key_bytes() const { return head * kBlock * element(); }
-  std::int64_t slot_bytes() const { return key_bytes() + wide() * kBlock * element(); }
+  std::int64_t element() const {
+    return format == Format::int8 ? 1 : format == Format::bf16 ? 2 : 4;
+  }
+  std::int64_t key_bytes() const { return (head * element() + 3) / 4 * 4 * kBlock; }
+  std::int64_t value_bytes() const { return wide() * kBlock * element(); }
+  std::int64_t scale_bytes() const { return format == Format::int8 ? 2 * kBlock * 4 : 0; }
+  std::int64_t slot_bytes() const { return key_bytes() + value_bytes() + scale_bytes(); }
   std::byte* keys(std::int64_t layer, std::int64_t block, std::int64_t kv_head) const {
     return data.data() + ((layer * blocks + block) * heads + kv_head) * slot_bytes();
   }
   std::byte* values(std::int64_t layer, std::int64_t block, std::int64_t kv_head) const {
     return keys(layer, block, kv_head) + key_bytes();
+  }
+  float* scales(std::int64_t layer, std::int64_t block, std::int64_t kv_head) const {
+    return reinterpret_cast<float*>(values(layer, block, kv_head) + value_bytes());
   }
 };
 

@@ -29,7 +29,7 @@ from mainspring.cli.probe import Speed
 from mainspring.config import ModelConfig
 from mainspring.engine.weights import CheckpointInfo
 from mainspring.errors import InsufficientMemory
-from mainspring.runtimes.memory import plan_memory
+from mainspring.runtimes.memory import kv_token_bytes, plan_memory
 
 __all__ = ["PROMPT", "STREAMS", "Prediction", "Work", "predict", "work_of"]
 
@@ -144,7 +144,7 @@ def predict(
 def predict_format(
     info: CheckpointInfo, work: Work, format: str, speed: Speed, free: int, settings: ModelConfig
 ) -> Prediction:
-    kv = info.kv_bytes["bf16"]
+    kv = kv_token_bytes(info, settings, format)
     weight_bytes = dict(info.weight_bytes)[format]  # type: ignore[index]
     per_parameter = weight_bytes / info.parameters
     prediction = Prediction(

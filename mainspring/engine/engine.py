@@ -8,7 +8,6 @@ from collections.abc import Callable
 from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Literal
 
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.blocks import BlockPool
@@ -18,7 +17,7 @@ from mainspring.engine.sampler import INTERNAL, Draw, Sampler
 from mainspring.engine.scheduler import Scheduler, Work
 from mainspring.engine.sequence import Output, Sequence
 from mainspring.errors import BadRequest, ContextLength, Overloaded
-from mainspring.kernels import BLOCK, Array, Kernels
+from mainspring.kernels import BLOCK, Array, Kernels, KvFormat
 from mainspring.types import EngineStats, Event, Sampling, TokenTime
 
 __all__ = ["Engine", "EngineConfig"]
@@ -44,7 +43,7 @@ class EngineConfig:
     prefix_cache: bool = True
     speculation: bool = True
     """whether guessed tokens are computed ahead where that saves time"""
-    dtype: Literal["float32", "bf16"] = "bf16"
+    dtype: KvFormat = "bf16"
     """of the KV cache"""
 
 

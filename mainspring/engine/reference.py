@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from typing import Literal
 
 import numpy as np
 
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.batch import Batch
-from mainspring.kernels import BLOCK, Array, Kernels
+from mainspring.kernels import BLOCK, Array, Kernels, KvFormat
 from mainspring.types import Sampling
 
 __all__ = ["generate"]
@@ -23,7 +22,7 @@ def generate(
     tokens: Items[int],
     sampling: Sampling,
     *,
-    dtype: Literal["float32", "bf16"] = "bf16",
+    dtype: KvFormat = "bf16",
 ) -> list[int]:
     """The output tokens for one prompt, the one that ends it included.
 
@@ -50,9 +49,7 @@ def generate(
     return output
 
 
-def _logits(
-    model: Architecture, kernels: Kernels, tokens: list[int], dtype: Literal["float32", "bf16"]
-) -> Array:
+def _logits(model: Architecture, kernels: Kernels, tokens: list[int], dtype: KvFormat) -> Array:
     """Of the last token, [vocabulary]."""
     shape, count = model.shape, len(tokens)
     blocks = -(-count // BLOCK)

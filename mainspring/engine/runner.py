@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Items
-from typing import Literal
 
 import numpy as np
 
@@ -11,7 +10,7 @@ from mainspring.engine.architectures import Architecture
 from mainspring.engine.batch import Batch
 from mainspring.engine.cost import StepSize
 from mainspring.engine.scheduler import Work
-from mainspring.kernels import BLOCK, Array, Kernels
+from mainspring.kernels import BLOCK, Array, Kernels, KvFormat
 
 __all__ = ["Runner"]
 
@@ -25,7 +24,7 @@ class Runner:
         kernels: Kernels,
         *,
         blocks: int,
-        dtype: Literal["float32", "bf16"],
+        dtype: KvFormat,
     ) -> None:
         shape = model.shape
         self._model = model

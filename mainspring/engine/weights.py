@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from mainspring.engine.architectures import Architecture, Family, ModelShape, find_family
 from mainspring.engine.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ from mainspring.engine.quantize import FORMATS
 from mainspring.engine.sizes import Sizes
 from mainspring.engine.source import CheckpointTensors, RandomTensors, Source
 from mainspring.errors import BadRequest, InsufficientMemory, ModelError
-from mainspring.kernels import Format, Kernels, LastingKernels
+from mainspring.kernels import Format, Kernels, KvFormat, LastingKernels, kv_token_bytes
 
 __all__ = [
     "Checkpoint",
@@ -60,8 +60,8 @@ class CheckpointInfo:
     """of most of the weights in the files: F32, F16 or BF16"""
     file_bytes: int
     weight_bytes: Mapping[Format, int]
-    kv_bytes: Mapping[str, int]
-    """bytes of KV cache for each token, by cache dtype: float32, bf16"""
+    kv_bytes: Mapping[KvFormat, int]
+    """bytes of KV cache for each token, by KV format"""
 
     @property
     def family(self) -> str:
@@ -205,13 +205,13 @@ def inspect_config(config: dict[str, Any]) -> CheckpointInfo:
 
 def _info(plan: Plan, dtype: str, file_bytes: int) -> CheckpointInfo:
     shape = plan.built
-    per_token = 2 * shape.layers * shape.kv_heads * shape.head
+    heads = shape.layers * shape.kv_heads
     return CheckpointInfo(
         shape=shape,
         dtype=dtype,
         file_bytes=file_bytes,
         weight_bytes={format: plan.bytes_in(format) for format in FORMATS},
-        kv_bytes={"float32": 4 * per_token, "bf16": 2 * per_token},
+        kv_bytes={name: heads * kv_token_bytes(shape.head, name) for name in get_args(KvFormat)},
     )
 
 

@@ -23,9 +23,11 @@ __all__ = [
     "Cache",
     "Format",
     "Kernels",
+    "KvFormat",
     "LastingKernels",
     "LastingWeight",
     "Weight",
+    "kv_token_bytes",
     "load_kernels",
 ]
 
@@ -34,6 +36,7 @@ BLOCK = 32
 
 Array = npt.NDArray[Any]
 Format = Literal["float32", "bf16", "int8", "int4"]
+KvFormat = Literal["float32", "bf16", "int8"]
 
 
 class Weight(Protocol):
@@ -136,9 +139,7 @@ class Kernels(Protocol):
 
     # Attention ----------------------------------------------------------------------------------
 
-    def cache(
-        self, layers: int, blocks: int, heads: int, head: int, dtype: Literal["float32", "bf16"]
-    ) -> Cache:
+    def cache(self, layers: int, blocks: int, heads: int, head: int, dtype: KvFormat) -> Cache:
         """A KV cache for `heads` key-value heads of width `head`. Memory is touched on use."""
         ...
 
@@ -167,7 +168,10 @@ class Kernels(Protocol):
         softcap > 0: scores = softcap * tanh(scores / softcap), before the mask
 
         With a bf16 cache, queries, keys, values and the softmax weights are rounded to bfloat16
-        and accumulated in float32.
+        and accumulated in float32. With an int8 cache, each head of queries, keys and values is
+        first turned by a Hadamard matrix (QuaRot, arXiv 2404.00456), which spreads an outlier
+        channel over all, then rounded to int8 with one float32 scale; softmax weights have 14
+        bits, relative to the largest of 64 tokens, and integers are summed exactly.
 
         Returns [rows, heads * head]. Online softmax over blocks in order of position, so that a
         row's result does not depend on how its context was cut.
@@ -231,6 +235,11 @@ class LastingWeight(Weight, Protocol):
     def memory(self) -> Array:
         """The packed matrix without its bias: uint8 [bytes], not a copy."""
         ...
+
+
+def kv_token_bytes(head: int, dtype: KvFormat) -> int:
+    """Bytes of one token's key and value of one head `head` wide."""
+    return {"float32": 8 * head, "bf16": 4 * head, "int8": 2 * head + 8}[dtype]
 
 
 def load_kernels(isa: str = "auto", threads: int = 0) -> Kernels:

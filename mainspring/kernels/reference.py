@@ -7,7 +7,16 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from mainspring.kernels import BLOCK, Array, Cache, Format, Weight, bf16_bits, bf16_values
+from mainspring.kernels import (
+    BLOCK,
+    Array,
+    Cache,
+    Format,
+    KvFormat,
+    Weight,
+    bf16_bits,
+    bf16_values,
+)
 
 __all__ = ["ReferenceKernels"]
 
@@ -59,6 +68,11 @@ class ReferenceCache:
         return self.keys.nbytes + self.values.nbytes
 
     def rounded(self, x: Array) -> Array:
+        """Heads [..., head] as the cache's numbers hold them."""
+        if self.dtype == "int8":
+            heads = _turn(x)
+            steps = _scales(heads, 127)[..., None]
+            return _turn(np.rint(np.clip(heads * _inverse(steps), -127, 127)) * steps)
         return bf16_values(bf16_bits(x)) if self.dtype == "bf16" else x
 
 
@@ -86,6 +100,19 @@ def _scales(cut: Array, limit: int) -> Array:
 
 def _inverse(steps: Array) -> Array:
     return np.divide(np.float32(1), steps, out=np.zeros_like(steps), where=steps > 0)
+
+
+def _turn(x: Array) -> Array:
+    """Heads [..., head] by the Hadamard matrix of the largest power of two that divides `head`.
+
+    The matrix is its own inverse. It spreads a channel that is far larger than the rest over all.
+    """
+    matrix = np.ones((1, 1), np.float32)
+    while x.shape[-1] % (2 * len(matrix)) == 0:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    parts = x.reshape(*x.shape[:-1], -1, len(matrix))
+    turned = parts @ matrix / np.float32(np.sqrt(len(matrix)))
+    return np.asarray(turned.reshape(x.shape), np.float32)
 
 
 def _quantize(x: Array) -> tuple[Array, Array]:
@@ -202,9 +229,7 @@ class ReferenceKernels:
     def softcap(self, x: Array, cap: float) -> None:
         x[:] = np.float32(cap) * np.tanh(x / np.float32(cap))
 
-    def cache(
-        self, layers: int, blocks: int, heads: int, head: int, dtype: Literal["float32", "bf16"]
-    ) -> Cache:
+    def cache(self, layers: int, blocks: int, heads: int, head: int, dtype: KvFormat) -> Cache:
         shape = (layers, blocks, BLOCK, heads, head)
         return ReferenceCache(np.zeros(shape, np.float32), np.zeros(shape, np.float32), dtype)
 

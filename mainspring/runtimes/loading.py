@@ -14,7 +14,7 @@ from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.prepared import Unusable, prepared_path
 from mainspring.engine.weights import inspect_checkpoint, load_model, load_prepared
 from mainspring.kernels import BLOCK, Format, Kernels, load_kernels
-from mainspring.runtimes.memory import free_memory, not_given, plan_memory
+from mainspring.runtimes.memory import free_memory, kv_format, not_given, plan_memory
 
 __all__ = ["Loaded", "format_of", "load"]
 
@@ -53,7 +53,7 @@ def load(path: Path, config: ModelConfig, *, progress: Progress | None = None) -
         step_seconds=config.step_ms / 1000,
         prefix_cache=config.prefix_cache,
         speculation=config.speculation,
-        dtype="float32" if format == "float32" else "bf16",
+        dtype=kv_format(config, format),
     )
     try:
         model, prepared, warning = _model(path, kernels, config, format, progress)

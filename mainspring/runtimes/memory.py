@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 
 from mainspring.config import ModelConfig
 from mainspring.errors import InsufficientMemory
-from mainspring.kernels import BLOCK
+from mainspring.kernels import BLOCK, KvFormat
 
-__all__ = ["MemoryPlan", "free_memory", "not_given", "plan_memory"]
+__all__ = ["MemoryPlan", "free_memory", "kv_format", "kv_token_bytes", "not_given", "plan_memory"]
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -41,7 +41,7 @@ def plan_memory(info: Any, config: ModelConfig, format: str, free: int) -> Memor
     and at least one such sequence.
     """
     context = config.context or info.context
-    block = BLOCK * kv_token_bytes(info, format)
+    block = BLOCK * kv_token_bytes(info, config, format)
     one = -(-context // BLOCK)
     if config.kv_memory:
         blocks = config.kv_memory // block
@@ -72,9 +72,16 @@ def not_given(info: Any, config: ModelConfig, format: str, plan: MemoryPlan) -> 
     )
 
 
-def kv_token_bytes(info: Any, format: str) -> int:
+def kv_format(config: ModelConfig, format: str) -> KvFormat:
+    """Of the KV cache beside weights in `format`."""
+    if config.kv_format == "auto":
+        return "float32" if format == "float32" else "bf16"
+    return cast(KvFormat, config.kv_format)
+
+
+def kv_token_bytes(info: Any, config: ModelConfig, format: str) -> int:
     """Bytes of KV cache for each token, of all layers."""
-    return int(info.kv_bytes["float32" if format == "float32" else "bf16"])
+    return int(info.kv_bytes[kv_format(config, format)])
 
 
 def _suggestion(info: Any, config: ModelConfig, format: str, free: int) -> str:
@@ -85,13 +92,15 @@ def _suggestion(info: Any, config: ModelConfig, format: str, free: int) -> str:
     contexts = [asked, *(c for c in CONTEXTS if c < asked)]
     for context in contexts[:1] if config.kv_memory else contexts:
         for name in formats:
-            kv = config.kv_memory or -(-context // BLOCK) * BLOCK * kv_token_bytes(info, name)
+            kv = config.kv_memory or -(-context // BLOCK) * BLOCK * kv_token_bytes(
+                info, config, name
+            )
             if weights[name] + kv + WORKSPACE <= free:
                 length = [] if context == asked else [f"--context {context}"]
                 return "try " + " ".join(_quantize(name, format) + length)
     for name in formats if config.kv_memory else ():
         left = free - weights[name] - WORKSPACE
-        if left >= 2 * BLOCK * kv_token_bytes(info, name):
+        if left >= 2 * BLOCK * kv_token_bytes(info, config, name):
             return "try " + " ".join([*_quantize(name, format), f"--kv-memory {left // 2}"])
     return "no setting makes it fit; take a smaller model or free memory"
 

@@ -7,7 +7,7 @@ import random
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, get_args
 
 import pytest
 
@@ -15,13 +15,12 @@ from mainspring.engine.draft import Draft
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.reference import generate
 from mainspring.engine.weights import load_model
-from mainspring.kernels import Format, Kernels, load_kernels
+from mainspring.kernels import Format, Kernels, KvFormat, load_kernels
 from mainspring.types import Finish, Sampling
 from tests.tiny import tiny_checkpoint
 from tests.unit.engine.toy import EOS, VOCABULARY, Clock, Toy
 
 CONTEXT = 160
-Dtype = Literal["float32", "bf16"]
 
 
 def random_sampling(rng: random.Random) -> Sampling:
@@ -62,7 +61,7 @@ class Storm:
     """One Engine under random arrivals, aborts and crashes, its pool and budget far too small."""
 
     def __init__(
-        self, kernels: Kernels, seed: int, model: Any = None, dtype: Dtype = "float32"
+        self, kernels: Kernels, seed: int, model: Any = None, dtype: KvFormat = "float32"
     ) -> None:
         self.rng = random.Random(seed)
         self.kernels = kernels
@@ -209,9 +208,11 @@ def test_native_kernels() -> None:
 def test_a_real_checkpoint(format: Format, tmp_path: Path) -> None:
     kernels = native()
     path = tiny_checkpoint(tmp_path / "tiny", max_position_embeddings=CONTEXT)
-    weather = Storm(kernels, 5, load_model(path, kernels, format=format), "bf16")
-    weather.rage(100)
-    weather.compare()
+    model = load_model(path, kernels, format=format)
+    for dtype in get_args(KvFormat):
+        weather = Storm(kernels, 5, model, dtype)
+        weather.rage(60)
+        weather.compare()
 
 
 def know_the_future(weather: Storm, monkeypatch: pytest.MonkeyPatch) -> None:

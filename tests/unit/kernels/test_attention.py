@@ -12,7 +12,8 @@ import pytest
 from mainspring.kernels import BLOCK, Array, Cache, Kernels
 
 SHAPES = [(16, 4, 2), (64, 14, 2), (80, 4, 4), (96, 3, 1), (128, 8, 2), (256, 2, 1), (6, 40, 1)]
-LIMIT = {"float32": 2e-5, "bf16": 1e-2}
+DTYPES = ["float32", "bf16", "int8"]
+LIMIT = {"float32": 2e-5, "bf16": 1e-2, "int8": 5e-3}
 
 
 def numbers(seed: int, *shape: int) -> Array:
@@ -37,7 +38,7 @@ def run(
     return kernels.attention(qkv, cache, 1, starts, lengths, tables, **options)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("head", "heads", "kv"), SHAPES)
 @pytest.mark.parametrize(("window", "softcap"), [(0, 0.0), (1, 0.0), (40, 0.0), (0, 5.0)])
 def test_equals_the_reference(
@@ -62,7 +63,7 @@ def test_equals_the_reference(
     np.testing.assert_allclose(results[0], results[1], atol=LIMIT[dtype])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [0, 50])
 def test_chunks_do_not_change_a_bit(
     kernels: Kernels, alone: Kernels, dtype: Any, window: int
@@ -103,7 +104,7 @@ def test_batch_mates_do_not_change_a_bit(kernels: Kernels) -> None:
         np.testing.assert_array_equal(single, together[first : first + count])
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_what_a_former_owner_left_in_a_block_does_not_matter(kernels: Kernels, dtype: Any) -> None:
     head, heads, kv = 16, 2, 1
     options: dict[str, Any] = {"heads": heads, "scale": 0.25}
@@ -176,7 +177,7 @@ def test_wrong_arguments(kernels: Kernels) -> None:
         (1, 1, 1, 3, "bf16"),
         (1, 1, 1, 258, "bf16"),
         (0, 1, 1, 2, "bf16"),
-        (1, 1, 1, 16, "int8"),
+        (1, 1, 1, 16, "int4"),
         (2**30, 2**30, 2**30, 256, "bf16"),
     ):
         with pytest.raises(ValueError, match=r"head|positive|dtype|large"):

@@ -33,13 +33,22 @@ class Info:
             "int4": GIB + GIB // 8,
         }
     )
-    kv_bytes: dict = field(default_factory=lambda: {"float32": 65536, "bf16": 32768})
+    kv_bytes: dict = field(default_factory=lambda: {"float32": 65536, "bf16": 32768, "int8": 17408})
 
 
 def test_the_pool_holds_every_sequence_when_there_is_room() -> None:
     plan = plan_memory(Info(), ModelConfig(max_running=4), "bf16", 64 * GIB)
     assert plan.blocks * BLOCK == 4 * 8192
     assert plan.kv_bytes == 4 * 8192 * 32768
+
+
+def test_int8_keys_and_values_make_room_for_more() -> None:
+    config = ModelConfig(kv_memory=GIB)
+    few = plan_memory(Info(), config, "bf16", 8 * GIB)
+    many = plan_memory(
+        Info(), msgspec.structs.replace(config, kv_format="int8"), "float32", 16 * GIB
+    )
+    assert many.blocks == GIB // (BLOCK * 17408) > 1.8 * few.blocks
 
 
 def test_else_a_share_of_what_the_weights_leave() -> None:

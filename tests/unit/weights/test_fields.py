@@ -92,7 +92,11 @@ def test_inspection_predicts_what_loading_takes(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path / "m", attention_bias=False)
     info = inspect_checkpoint(path)
     assert (info.family, info.context, info.vocabulary, info.dtype) == ("llama", 512, 260, "F32")
-    assert info.kv_bytes == {"float32": 2 * 2 * 2 * 16 * 4, "bf16": 2 * 2 * 2 * 16 * 2}
+    assert info.kv_bytes == {
+        "float32": 2 * 2 * 2 * 16 * 4,
+        "bf16": 2 * 2 * 2 * 16 * 2,
+        "int8": 2 * 2 * (2 * 16 + 8),
+    }
     model = load_model(path, load_kernels("reference"), format="float32")
     assert model.shape.parameters == info.parameters
     assert model.shape.weight_bytes == info.weight_bytes["float32"] == info.file_bytes
