@@ -83,6 +83,9 @@ struct Cache {
   std::byte* values(std::int64_t layer, std::int64_t block, std::int64_t kv_head) const {
     return keys(layer, block, kv_head) + key_bytes();
   }
+  // Of one block: a layer's heads lie side by side.
+  std::int64_t layer_bytes() const { return heads * slot_bytes(); }
+  std::int64_t block_bytes() const { return layers * layer_bytes(); }
 };
 
 // See the contract of Kernels.attention in mainspring/kernels/__init__.py.
