@@ -95,7 +95,7 @@ class Disk:
 
     def put(self, digest: bytes, data: Array) -> None:
         """Write a block soon; it can be read once it is written. `data` must not change."""
-        self._collect()
+        self.collect()
         if digest in self._slots:
             self.touch(digest)
         elif (
@@ -134,7 +134,7 @@ class Disk:
             return self._next - 1
         return self._slots.popitem(last=False)[1] if self._slots else None
 
-    def _collect(self) -> None:
+    def collect(self) -> None:
         """Let finished writes be found; one thread writes, so they finish in order."""
         while self._writes:
             digest, (slot, write) = next(iter(self._writes.items()))

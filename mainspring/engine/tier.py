@@ -118,6 +118,8 @@ class Tier:
         `cost` gives the seconds that computing the block at an index of `digests` takes.
         """
         found: list[bytes] = []
+        if digests and self._disk:
+            self._disk.collect()
         for digest in digests[: MOST // self._bytes]:
             if digest in self._blocks or digest in self._arrived:
                 speed = self._copies

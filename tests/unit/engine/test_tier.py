@@ -35,7 +35,7 @@ def place(path: Path, blocks: int = 4, key: bytes = b"key") -> DiskPlace:
 
 def written(disk: Disk) -> None:
     disk._writers.submit(lambda: None).result()
-    disk._collect()
+    disk.collect()
 
 
 def filled(where: DiskPlace, count: int) -> None:
