@@ -161,6 +161,7 @@ def build(config: Config) -> App:
             source.path,
             source.config,
             stall_seconds=config.stall_seconds,
+            home=config.home,
             template_variables=config.template_variables,
         )
 

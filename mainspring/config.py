@@ -20,9 +20,10 @@ from msgspec import Meta, Struct
 
 from mainspring.errors import BadRequest
 
-__all__ = ["Config", "ModelConfig", "help_of", "load_config", "wrong_setting"]
+__all__ = ["HOME", "Config", "ModelConfig", "help_of", "load_config", "wrong_setting"]
 
 GIB = 1 << 30
+HOME = "~/.mainspring"
 
 
 def _setting(text: str, **bounds: Any) -> Meta:
@@ -88,6 +89,18 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     prefix_cache: Annotated[bool, _setting("Reuse the KV cache of prompts that begin alike.")] = (
         True
     )
+    prefix_memory: Annotated[
+        int,
+        _setting("Bytes of memory for prompts that the KV cache has no room for any more.", ge=0),
+    ] = 0
+    prefix_disk: Annotated[
+        int,
+        _setting(
+            "Bytes of disk, in the home, for prompts that memory has no room for; what was "
+            "computed from them can be read there.",
+            ge=0,
+        ),
+    ] = 0
     speculation: Annotated[
         bool,
         _setting("Compute guessed next tokens ahead where text repeats; the text is the same."),
@@ -130,7 +143,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[str, ...],
         _setting("Models to serve: names of `mainspring list`, directories, or NAME=DIRECTORY."),
     ] = ()
-    home: Annotated[str, _setting("Folder of pulled models.", min_length=1)] = "~/.mainspring"
+    home: Annotated[str, _setting("Folder of pulled models.", min_length=1)] = HOME
     defaults: ModelConfig = ModelConfig()
     """Settings of every model that is loaded without its own."""
     template_variables: Annotated[bool, _setting("Let clients send `chat_template_kwargs`.")] = (

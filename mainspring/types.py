@@ -23,6 +23,7 @@ __all__ = [
     "Runtime",
     "Sampling",
     "Task",
+    "TierStats",
     "Timeline",
     "Timings",
     "Token",
@@ -218,6 +219,20 @@ class Chunk(Struct, frozen=True, kw_only=True):
     timelines: tuple[Timeline, ...] = ()
 
 
+class TierStats(Struct, frozen=True, kw_only=True):
+    """What became of the blocks that the KV cache's pool evicted."""
+
+    evicted_blocks: int = 0
+    memory_bytes: int = 0
+    """of blocks kept in memory"""
+    memory_tokens: int = 0
+    """that came back from there"""
+    disk_bytes: int = 0
+    """of blocks kept on disk"""
+    disk_tokens: int = 0
+    """that came back from there"""
+
+
 class EngineStats(Struct, frozen=True, kw_only=True):
     """Counters since the Worker started and gauges of now, as one Worker reports them."""
 
@@ -248,6 +263,7 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     """learned cost of one more sequence in a step"""
     step_seconds: float = 0.0
     """learned fixed cost of a step"""
+    tier: TierStats = TierStats()
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):

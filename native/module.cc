@@ -5,6 +5,7 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstring>
 #include <optional>
 #include <tuple>
 
@@ -329,6 +330,31 @@ class Kernels {
   std::shared_ptr<Arena> arena_;
 };
 
+void check_block(const Cache& cache, std::int64_t block) {
+  if (block < 0 || block >= cache.blocks) refuse("block must be one of the cache's");
+}
+
+// The block's bytes of all layers, layer by layer.
+void read_block(const Cache& cache, std::int64_t block, const InOut& into) {
+  auto* to = view<std::uint8_t>(into, "into", {cache.block_bytes()});
+  check_block(cache, block);
+  const nb::gil_scoped_release release;
+  for (std::int64_t layer = 0; layer < cache.layers; ++layer) {
+    std::memcpy(to + layer * cache.layer_bytes(), cache.keys(layer, block, 0),
+                std::size_t(cache.layer_bytes()));
+  }
+}
+
+void write_block(const Cache& cache, std::int64_t block, const Input& from) {
+  const auto* bytes = view<std::uint8_t>(from, "data", {cache.block_bytes()});
+  check_block(cache, block);
+  const nb::gil_scoped_release release;
+  for (std::int64_t layer = 0; layer < cache.layers; ++layer) {
+    std::memcpy(cache.keys(layer, block, 0), bytes + layer * cache.layer_bytes(),
+                std::size_t(cache.layer_bytes()));
+  }
+}
+
 // By name; ValueError if this CPU cannot run it.
 std::shared_ptr<Kernels> load(const std::string& isa, int threads) {
   if (threads < 1 || threads > 512) refuse("threads must be 1 to 512");
@@ -363,7 +389,10 @@ NB_MODULE(_native, m) {
           nb::rv_policy::reference_internal);
   nb::class_<Cache>(m, "Cache")
       .def_ro("blocks", &Cache::blocks)
-      .def_prop_ro("nbytes", [](const Cache& c) { return c.data.bytes(); });
+      .def_prop_ro("nbytes", [](const Cache& c) { return c.data.bytes(); })
+      .def_prop_ro("block_bytes", &Cache::block_bytes)
+      .def("read_block", read_block, "block"_a, "into"_a.noconvert())
+      .def("write_block", write_block, "block"_a, "data"_a);
   nb::class_<Kernels>(m, "Kernels")
       .def_prop_ro("name", &Kernels::name)
       .def_prop_ro("threads", &Kernels::threads)

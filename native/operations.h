@@ -92,6 +92,9 @@ struct Cache {
   float* scales(std::int64_t layer, std::int64_t block, std::int64_t kv_head) const {
     return reinterpret_cast<float*>(values(layer, block, kv_head) + value_bytes());
   }
+  // Of one block: a layer's heads lie side by side.
+  std::int64_t layer_bytes() const { return heads * slot_bytes(); }
+  std::int64_t block_bytes() const { return layers * layer_bytes(); }
 };
 
 // See the contract of Kernels.attention in mainspring/kernels/__init__.py.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as Items
 from hashlib import blake2b
 from itertools import chain
@@ -36,11 +36,13 @@ class BlockPool:
 
     A cached block is held by nobody and keeps its contents until it is needed: the least recently
     used goes first, and of blocks released together the tail of the chain, so that what stays can
-    still be reached. All operations cost O(blocks touched).
+    still be reached. `keep` is shown each cached block and its digest right before it goes. All
+    operations cost O(blocks touched).
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, keep: Callable[[int, bytes], None] | None = None) -> None:
         self.size = size
+        self._keep = keep
         self._free = list(range(size - 1, -1, -1))
         self._holders = [0] * size
         self._digests: list[bytes | None] = [None] * size
@@ -71,6 +73,8 @@ class BlockPool:
             block, _ = self._cached.popitem(last=False)
             digest = self._digests[block]
             assert digest is not None
+            if self._keep is not None:
+                self._keep(block, digest)
             del self._found[digest]
             self._digests[block] = None
         self._holders[block] = 1

@@ -12,10 +12,12 @@ from itertools import zip_longest
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel
+from mainspring.engine.disk import DiskPlace
 from mainspring.engine.runner import Runner
 from mainspring.engine.sampler import INTERNAL, Draw, Sampler
 from mainspring.engine.scheduler import Scheduler, Work
 from mainspring.engine.sequence import Output, Sequence
+from mainspring.engine.tier import Tier
 from mainspring.errors import BadRequest, ContextLength, Overloaded
 from mainspring.kernels import BLOCK, Array, Kernels, KvFormat
 from mainspring.types import EngineStats, Event, Sampling, TokenTime
@@ -41,6 +43,10 @@ class EngineConfig:
     step_seconds: float = 0.05
     """a step's time while any sequence is decoding"""
     prefix_cache: bool = True
+    prefix_memory: int = 0
+    """bytes of evicted blocks kept in memory"""
+    prefix_disk: DiskPlace | None = None
+    """where evicted blocks are kept that memory has no room for"""
     speculation: bool = True
     """whether guessed tokens are computed ahead where that saves time"""
     dtype: KvFormat = "bf16"
@@ -73,16 +79,18 @@ class Engine:
         self._cost = CostModel(shape)
         # Many rows keep the cores busy, few of them wait for memory: no one line fits both.
         self._decode_cost = CostModel(shape)
-        self._pool = BlockPool(config.blocks)
+        self._runner = Runner(model, kernels, blocks=config.blocks, dtype=config.dtype)
+        self._tier = Tier(self._runner.cache, config.prefix_memory, config.prefix_disk, clock)
+        self._pool = BlockPool(config.blocks, self._tier.keep)
         self._scheduler = Scheduler(
             self._pool,
+            self._tier,
             self._cost,
             self._decode_cost,
             max_running=config.max_running,
             step_seconds=config.step_seconds,
             logit_rows=max(1, LOGIT_BYTES // (4 * shape.vocabulary)),
         )
-        self._runner = Runner(model, kernels, blocks=config.blocks, dtype=config.dtype)
         self._sampler = Sampler(kernels)
         self._sequences: dict[str, Sequence] = {}
         self._ended: list[Output] = []
@@ -152,6 +160,10 @@ class Engine:
         self._scheduler.remove(sequence)
         self._check_idle()
         return True
+
+    def close(self) -> None:
+        """Let go of the file of evicted blocks; another Engine may open it then."""
+        self._tier.close()
 
     def _check(
         self, id: str, tokens: Items[int], sampling: Sampling, generated: Items[int]
@@ -241,6 +253,7 @@ class Engine:
             if (output := self._commit(sequence, count, drawn, moment)) is not None
         ]
         size, seconds = self._runner.size(batch), self._clock() - began
+        seconds -= self._tier.take_seconds()
         self._cost.observe(size, seconds)
         if not prefill:
             self._decode_cost.observe(size, seconds)
@@ -375,6 +388,7 @@ class Engine:
             prefill_seconds_per_token=self._cost.token if learned else 0.0,
             decode_seconds_per_token=self._cost.decode if learned else 0.0,
             step_seconds=self._cost.fixed if learned else 0.0,
+            tier=self._tier.stats(),
         )
 
 

@@ -28,11 +28,11 @@ class Runner:
     ) -> None:
         shape = model.shape
         self._model = model
-        self._cache = kernels.cache(shape.layers, blocks, shape.kv_heads, shape.head, dtype)
+        self.cache = kernels.cache(shape.layers, blocks, shape.kv_heads, shape.head, dtype)
 
     def run(self, batch: Batch) -> Array:
         """The logits [R, vocabulary] of the batch's `logit_rows`; its tokens are cached."""
-        return self._model.forward(batch, self._cache)
+        return self._model.forward(batch, self.cache)
 
     @staticmethod
     def batch(work: Items[Work]) -> Batch:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel, StepSize, attended
 from mainspring.engine.sequence import Sequence
-from mainspring.kernels import BLOCK
+from mainspring.engine.tier import Tier
+from mainspring.kernels import BLOCK, Array
 from mainspring.types import Event
 
 __all__ = ["Scheduler", "Work"]
@@ -43,6 +44,10 @@ class Budget:
         """Whether there may be something left for a newcomer."""
         return not self._fed or (self._seconds > 0 and self._tokens > 0)
 
+    def spend(self, seconds: float) -> None:
+        """Something else took so long."""
+        self._seconds -= seconds
+
     def take(self, sequence: Sequence) -> int:
         """How many of the sequence's pending tokens the step computes; 0 when the time is used up.
 
@@ -74,6 +79,7 @@ class Scheduler:
     def __init__(
         self,
         pool: BlockPool,
+        tier: Tier,
         cost: CostModel,
         decode_cost: CostModel,
         *,
@@ -87,6 +93,7 @@ class Scheduler:
         self.prompt_tokens = 0
         self.cached_tokens = 0
         self._pool = pool
+        self._tier = tier
         self._cost = cost
         self._decode_cost = decode_cost
         self._unguessed = 0
@@ -110,8 +117,10 @@ class Scheduler:
             if count and self._allocate(sequence, count, now, step):
                 work.append((sequence, count))
         while budget.open:
+            before = self._tier.seconds
             if (admitted := self._admit(now, step)) is None:
                 break
+            budget.spend(self._tier.seconds - before)
             if not (count := budget.take(admitted)):
                 break
             work.append((admitted, count))
@@ -213,19 +222,36 @@ class Scheduler:
         if not self.waiting or len(self.running) >= self._max_running:
             return None
         sequence = self.waiting[0]
-        hits = [] if sequence.scored else self._pool.match(sequence.readable())
+        readable = [] if sequence.scored else sequence.readable()
+        hits = self._pool.match(readable)
+        known = len(hits)
+        kept = self._tier.find(
+            readable[known:], lambda i: self._cost.prefill(BLOCK, (known + i) * BLOCK)
+        )
         need = blocks_of(len(sequence.tokens)) - len(hits)
         spare = self._pool.available - self._pool.idle(hits)
-        if need + len(self.running) > spare or self._awaits(sequence, len(hits)):
+        if need + len(self.running) > spare or self._awaits(sequence, known + len(kept)):
+            return None
+        # With others running nobody waits for the disk but this sequence and those behind it.
+        if (bits := self._tier.fetch(kept, wait=not self.running)) is None:
             return None
         self.waiting.popleft()
         self.running.append(sequence)
         self._pool.share(hits)
         sequence.hold(hits + self._pool.allocate(need))
-        sequence.computed = len(hits) * BLOCK
+        self._restore(sequence, known, bits)
         sequence.events.append(Event("admitted", now, sequence.computed, step))
         self._count(sequence)
         return sequence
+
+    def _restore(self, sequence: Sequence, known: int, bits: list[Array]) -> None:
+        """Fill the blocks after the first `known` with what the tier gave; the rest is computed."""
+        computed = known + len(bits)
+        blocks = sequence.blocks[known:computed]
+        self._tier.restore(blocks, bits)
+        for block, digest in zip(blocks, sequence.digests[known:computed], strict=True):
+            self._pool.publish(block, digest)
+        sequence.computed = computed * BLOCK
 
     def _awaits(self, sequence: Sequence, hits: int) -> bool:
         """Whether a running sequence is about to compute the block after this one's `hits`.

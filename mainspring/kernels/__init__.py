@@ -59,6 +59,18 @@ class Cache(Protocol):
     def blocks(self) -> int: ...
     @property
     def nbytes(self) -> int: ...
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block, of all layers."""
+        ...
+
+    def read_block(self, block: int, into: Array) -> None:
+        """Copy a block's keys and values of all layers to `into`, uint8 [block_bytes]."""
+        ...
+
+    def write_block(self, block: int, data: Array) -> None:
+        """Make a block what `read_block` gave of another: the same bits."""
+        ...
 
 
 @runtime_checkable

@@ -67,6 +67,18 @@ class ReferenceCache:
     def nbytes(self) -> int:
         return self.keys.nbytes + self.values.nbytes
 
+    @property
+    def block_bytes(self) -> int:
+        return self.nbytes // self.blocks
+
+    def read_block(self, block: int, into: Array) -> None:
+        keys, values = self.keys[:, block], self.values[:, block]
+        into[:] = np.stack([keys, values]).reshape(-1).view(np.uint8)
+
+    def write_block(self, block: int, data: Array) -> None:
+        numbers = data.view(self.keys.dtype).reshape(2, *self.keys[:, block].shape)
+        self.keys[:, block], self.values[:, block] = numbers
+
     def rounded(self, x: Array) -> Array:
         """Heads [..., head] as the cache's numbers hold them."""
         if self.dtype == "int8":

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from mainspring.config import ModelConfig
+from mainspring.config import HOME, ModelConfig
 from mainspring.errors import BadRequest, ModelError, Unavailable
 from mainspring.registry.generation import sampling_defaults
 from mainspring.runtimes.admission import Admission
@@ -51,13 +51,14 @@ class LLMRuntime:
         config: ModelConfig,
         *,
         stall_seconds: float = 5.0,
+        home: str = HOME,
         template_variables: bool = False,
     ) -> None:
         self.name = name
         self._path = path
         self._config = config
         self._template_variables = template_variables
-        self._supervisor = Supervisor(name, path, config, stall_seconds=stall_seconds)
+        self._supervisor = Supervisor(name, path, config, stall_seconds=stall_seconds, home=home)
         self._lane = Lane(f"tokenize-{name}")
         self._template: ChatTemplate | None = None
         self._prompts: Prompts | None = None

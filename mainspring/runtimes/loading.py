@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
-from mainspring.config import ModelConfig
+from mainspring.config import HOME, ModelConfig
 from mainspring.engine.architectures import Architecture, ModelShape
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.prepared import Unusable, prepared_path
 from mainspring.engine.weights import inspect_checkpoint, load_model, load_prepared
 from mainspring.kernels import BLOCK, Format, Kernels, load_kernels
+from mainspring.runtimes.disk import disk_place
 from mainspring.runtimes.memory import free_memory, kv_format, not_given, plan_memory
 
 __all__ = ["Loaded", "format_of", "load"]
@@ -35,8 +36,16 @@ class Loaded(NamedTuple):
     """why that was not done though there is one, and what to do"""
 
 
-def load(path: Path, config: ModelConfig, *, progress: Progress | None = None) -> Loaded:
+def load(
+    path: Path,
+    config: ModelConfig,
+    home: Path = Path(HOME),
+    *,
+    progress: Progress | None = None,
+) -> Loaded:
     """Load the checkpoint in directory `path` as `config` says.
+
+    Evicted blocks may be kept on disk in a folder of `home`.
 
     Raises InsufficientMemory, before anything is read where that can be known, ModelError for what
     is wrong with the checkpoint, BadRequest for a setting this machine cannot follow.
@@ -52,6 +61,8 @@ def load(path: Path, config: ModelConfig, *, progress: Progress | None = None) -
         max_queue=config.max_running + config.max_queue,
         step_seconds=config.step_ms / 1000,
         prefix_cache=config.prefix_cache,
+        prefix_memory=config.prefix_memory,
+        prefix_disk=disk_place(path, config, home.expanduser(), kernels.name),
         speculation=config.speculation,
         dtype=kv_format(config, format),
     )

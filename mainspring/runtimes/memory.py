@@ -9,6 +9,8 @@ from typing import Any, cast
 import msgspec
 
 from mainspring.config import ModelConfig
+from mainspring.engine.disk import QUEUE
+from mainspring.engine.tier import MOST
 from mainspring.errors import InsufficientMemory
 from mainspring.kernels import BLOCK, KvFormat
 
@@ -18,6 +20,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 WORKSPACE = 48 * MIB
 """the Worker itself and its activations"""
+DISK_BUFFERS = MOST + QUEUE
+"""what is on its way from and to the disk"""
 CONTEXTS = (131072, 65536, 32768, 16384, 8192, 4096, 2048)
 """worth proposing instead of a longer one"""
 KV_SHARE = 0.5
@@ -51,10 +55,10 @@ def plan_memory(info: Any, config: ModelConfig, format: str, free: int) -> Memor
                 param="kv_memory",
             )
     else:
-        left = free - info.weight_bytes[format] - WORKSPACE
+        left = free - info.weight_bytes[format] - _besides(config)
         blocks = max(one, min(config.max_running * one, int(KV_SHARE * left) // block))
     plan = MemoryPlan(blocks, blocks * block)
-    need = info.weight_bytes[format] + plan.kv_bytes + WORKSPACE
+    need = info.weight_bytes[format] + plan.kv_bytes + _besides(config)
     if need > free:
         raise InsufficientMemory(
             f"needs {_size(need)}, {_size(free)} free: {_suggestion(info, config, format, free)}"
@@ -64,7 +68,7 @@ def plan_memory(info: Any, config: ModelConfig, format: str, free: int) -> Memor
 
 def not_given(info: Any, config: ModelConfig, format: str, plan: MemoryPlan) -> InsufficientMemory:
     """The error for a plan that was refused by the system, with a setting that takes less."""
-    need = info.weight_bytes[format] + plan.kv_bytes + WORKSPACE
+    need = info.weight_bytes[format] + plan.kv_bytes + _besides(config)
     fixed = msgspec.structs.replace(config, kv_memory=plan.kv_bytes)
     return InsufficientMemory(
         f"needs {_size(need)}, which the system did not give, though it seemed free (is the "
@@ -77,6 +81,11 @@ def kv_format(config: ModelConfig, format: str) -> KvFormat:
     if config.kv_format == "auto":
         return "float32" if format == "float32" else "bf16"
     return cast(KvFormat, config.kv_format)
+
+
+def _besides(config: ModelConfig) -> int:
+    """Bytes that are neither weights nor KV cache."""
+    return WORKSPACE + config.prefix_memory + (DISK_BUFFERS if config.prefix_disk else 0)
 
 
 def kv_token_bytes(info: Any, config: ModelConfig, format: str) -> int:
@@ -95,11 +104,11 @@ def _suggestion(info: Any, config: ModelConfig, format: str, free: int) -> str:
             kv = config.kv_memory or -(-context // BLOCK) * BLOCK * kv_token_bytes(
                 info, config, name
             )
-            if weights[name] + kv + WORKSPACE <= free:
+            if weights[name] + kv + _besides(config) <= free:
                 length = [] if context == asked else [f"--context {context}"]
                 return "try " + " ".join(_quantize(name, format) + length)
     for name in formats if config.kv_memory else ():
-        left = free - weights[name] - WORKSPACE
+        left = free - weights[name] - _besides(config)
         if left >= 2 * BLOCK * kv_token_bytes(info, config, name):
             return "try " + " ".join([*_quantize(name, format), f"--kv-memory {left // 2}"])
     return "no setting makes it fit; take a smaller model or free memory"

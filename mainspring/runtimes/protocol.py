@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import msgspec
 from msgspec import Struct
 
-from mainspring.config import ModelConfig
+from mainspring.config import HOME, ModelConfig
 from mainspring.errors import (
     BadRequest,
     ContextLength,
@@ -69,6 +69,7 @@ class Load(Struct, frozen=True, tag="load"):
 
     path: str
     config: ModelConfig
+    home: str = HOME
 
 
 class Add(Struct, frozen=True, tag="add"):

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mainspring.config import ModelConfig
+from mainspring.config import HOME, ModelConfig
 from mainspring.errors import (
     InternalError,
     MainspringError,
@@ -111,6 +111,7 @@ class Supervisor:
         config: ModelConfig,
         *,
         stall_seconds: float,
+        home: str = HOME,
         command: Sequence[str] = WORKER,
     ) -> None:
         self.name = name
@@ -121,7 +122,7 @@ class Supervisor:
         self.flights: dict[str, Flight] = {}
         self.spawned = asyncio.Event()
         """there has been a process, so that it loads while this one does other things"""
-        self._load = Load(str(path.resolve()), config)
+        self._load = Load(str(path.resolve()), config, home)
         self._command = tuple(command)
         self._link: Link | None = None
         self._task: asyncio.Task[None] | None = None

@@ -172,7 +172,7 @@ def load_engine(message: Load, progress: Callable[[int, int], None]) -> tuple[En
     """Check the memory, load the model, build its Engine."""
     from mainspring.runtimes.loading import load
 
-    loaded = load(Path(message.path), message.config, progress=progress)
+    loaded = load(Path(message.path), message.config, Path(message.home), progress=progress)
     shape = loaded.shape
     ready = Ready(
         family=shape.family,

@@ -84,6 +84,12 @@ GAUGES: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
         "Blocks that only the prefix cache holds.",
         lambda s: s.blocks_cached,
     ),
+    (
+        "mainspring_prefix_memory_bytes",
+        "Evicted blocks kept in memory.",
+        lambda s: s.tier.memory_bytes,
+    ),
+    ("mainspring_prefix_disk_bytes", "Evicted blocks kept on disk.", lambda s: s.tier.disk_bytes),
 )
 COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked up.", lambda s: s.prompt_tokens),
@@ -95,6 +101,21 @@ COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:spec_decode_num_drafts", "Steps of a sequence with guesses.", lambda s: s.drafts),
     ("vllm:spec_decode_num_draft_tokens", "Guesses computed.", lambda s: s.draft_tokens),
     ("vllm:spec_decode_num_accepted_tokens", "Right guesses.", lambda s: s.accepted_tokens),
+    (
+        "mainspring_prefix_evicted_blocks",
+        "Cached blocks that the KV cache had no room for.",
+        lambda s: s.tier.evicted_blocks,
+    ),
+    (
+        "mainspring_prefix_memory_hits",
+        "Tokens brought back from memory.",
+        lambda s: s.tier.memory_tokens,
+    ),
+    (
+        "mainspring_prefix_disk_hits",
+        "Tokens brought back from disk.",
+        lambda s: s.tier.disk_tokens,
+    ),
     ("mainspring_steps", "Steps of the engine.", lambda s: s.steps),
 )
 

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -264,3 +265,23 @@ def test_draining_lets_requests_end(checkpoint: Path) -> None:
             assert told.usage and told.usage.output == 60 and served.restarts == 0
 
     asyncio.run(main())
+
+
+async def test_a_replay_reads_the_disk_tier(checkpoint: Path, tmp_path: Path) -> None:
+    """The new Worker finds what the killed one had evicted, and the text stays the same."""
+    ask = [request(tuple(range(seed, seed + 100)), sampling=GREEDY) for seed in range(3)]
+    async with runtime(checkpoint) as served:
+        calm = await tell(served.run(ask[0]))
+        block = served.info.kv_bytes // served.stats().blocks
+    tight = settings(kv_memory=6 * block, prefix_disk=1 << 24)
+    async with runtime(checkpoint, tight, home=str(tmp_path)) as served:
+        for one in ask:
+            await tell(served.run(one))
+        shaken = await tell(served.run(ask[0]), kill_after(served, [5]))
+        same(shaken, calm)
+        assert served.restarts == 1
+        await until(lambda: served.stats().tier.disk_tokens > 0)
+    (file,) = (tmp_path / "prefix").iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    async with runtime(checkpoint, settings(), home=str(tmp_path)):
+        assert not list((tmp_path / "prefix").iterdir())

@@ -61,6 +61,14 @@ def test_what_the_settings_say_comes_first() -> None:
     assert plan.kv_bytes == GIB
 
 
+def test_the_tiers_count() -> None:
+    plain = plan_memory(Info(), ModelConfig(), "bf16", 8 * GIB)
+    tiered = plan_memory(Info(), ModelConfig(prefix_memory=GIB, prefix_disk=GIB), "bf16", 8 * GIB)
+    assert plain.kv_bytes - tiered.kv_bytes > GIB // 2
+    with pytest.raises(InsufficientMemory):
+        plan_memory(Info(), ModelConfig(prefix_memory=5 * GIB), "bf16", 8 * GIB)
+
+
 def test_it_says_what_is_needed_what_is_free_and_what_to_try() -> None:
     with pytest.raises(InsufficientMemory) as raised:
         plan_memory(Info(), ModelConfig(), "bf16", 2 * GIB)
