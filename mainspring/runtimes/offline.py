@@ -69,7 +69,7 @@ class LLM:
         name, path = _locate(model)
         self.defaults = Sampling(**sampling_defaults(path))
         """How the checkpoint likes to be sampled; taken where a call brings no `sampling`."""
-        loaded = load(path, config)
+        loaded = load(path, config, Path(load_config().home))
         if loaded.warning:
             log.warning("model %s: %s", name, loaded.warning)
         self._engine = loaded.engine

@@ -190,7 +190,7 @@ def test_a_salt_still_separates(tmp_path: Path) -> None:
     assert run_one(engine, prompt(200), GREEDY, salt=b"b")[-1].cached == 0
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bf16"])
+@pytest.mark.parametrize("dtype", ["float32", "bf16", "int8"])
 @pytest.mark.parametrize("name", ["reference", "auto"])
 def test_a_block_is_the_same_bits(name: str, dtype: Any) -> None:
     kernels = load_kernels(name, threads=1)
