@@ -14,7 +14,7 @@ from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel
 from mainspring.engine.disk import DiskPlace
 from mainspring.engine.runner import Runner
-from mainspring.engine.sampler import INTERNAL, Draw, Sampler
+from mainspring.engine.sampler import INTERNAL, Draw, Sampler, check
 from mainspring.engine.scheduler import Scheduler, Work
 from mainspring.engine.sequence import Output, Sequence
 from mainspring.engine.tier import Tier
@@ -176,6 +176,7 @@ class Engine:
             raise BadRequest(
                 f"max_tokens is {sampling.max_tokens}; it must be at least 1", param="max_tokens"
             )
+        check(sampling)
         self._check_ids(tokens, "prompt")
         self._check_ids(generated, "generated")
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")

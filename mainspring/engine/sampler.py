@@ -9,13 +9,36 @@ from dataclasses import dataclass
 import numpy as np
 
 from mainspring.engine.sequence import Sequence, TokenLogprob
+from mainspring.errors import BadRequest
 from mainspring.kernels import Array, Kernels
+from mainspring.types import Sampling
 
-__all__ = ["INTERNAL", "NUMERICAL", "Draw", "Sampler", "uniforms"]
+__all__ = ["INTERNAL", "NUMERICAL", "Draw", "Sampler", "check", "uniforms"]
 
 log = logging.getLogger(__name__)
 
+MOST = {
+    "temperature": float(np.finfo(np.float32).max),
+    "top_k": np.iinfo(np.int32).max,
+    "top_p": 1.0,
+    "min_p": 1.0,
+}
 GAMMA = np.uint64(0x9E37_79B9_7F4A_7C15)
+
+
+def check(sampling: Sampling) -> None:
+    """Raise BadRequest for numbers that the kernels, which see a whole batch, do not take."""
+    for field, most in MOST.items():
+        value = getattr(sampling, field)
+        if not 0 <= value <= most:
+            raise BadRequest(f"{field} is {value}; it must be 0 to {most:g}", param=field)
+    most = MOST["temperature"]
+    for token, bias in sampling.logit_bias.items():
+        if not -most <= bias <= most:
+            raise BadRequest(
+                f"logit_bias of token {token} is {bias}; it must be {-most:g} to {most:g}",
+                param="logit_bias",
+            )
 
 
 def uniforms(seeds: Array, positions: Array) -> Array:

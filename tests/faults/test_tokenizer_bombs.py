@@ -82,7 +82,7 @@ def test_a_text_that_takes_for_ever_fails_and_stops_nobody_else(
             chat = request(task=Task.CHAT, prompts=(), messages=messages, sampling=SHORT)
             with pytest.raises(ModelError, match="does not come to the end of a text"):
                 await tell(hostile.run(chat))
-            assert hostile._taken == 0
+            assert hostile._admission.taken == 0
 
     asyncio.run(main())
 

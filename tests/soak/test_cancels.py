@@ -103,7 +103,7 @@ def test_clients_that_leave_give_back_their_places(checkpoint: Path, count: int)
                     tally[await leave(served, rng)] += 1
 
             await asyncio.gather(*(client() for _ in range(12)))
-            assert served._taken == 0 and not served._answers
+            assert served._admission.taken == 0
             assert not served._supervisor.flights
             await until(lambda: idle(served))
             assert len(asyncio.all_tasks()) == tasks and served.restarts == 0
