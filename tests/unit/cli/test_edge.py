@@ -14,7 +14,7 @@ from mainspring.cli import COMMANDS, main, one_line
 from mainspring.cli import models as models_module
 from tests.unit.cli.conftest import Run
 
-NAMES = ["serve", "run", "pull", "list", "show", "ps", "stop", "rm", "bench", "doctor"]
+NAMES = ["serve", "run", "pull", "prepare", "list", "show", "ps", "stop", "rm", "bench", "doctor"]
 
 
 def test_version(run: Run) -> None:

@@ -103,6 +103,7 @@ def test_a_talk_with_ctrl_c_and_ctrl_d(tmp_path: Path, checkpoint: Path) -> None
         screen.expect(">>> ")
         screen.type("/clear\n")
         screen.expect("forgotten")
+        screen.expect(">>> ")  # before it, ctrl-d would meet a terminal that readline has not taken
         screen.type("\x04")
         assert screen.ended() == 0
         assert "Traceback" not in screen.seen
