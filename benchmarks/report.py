@@ -79,7 +79,10 @@ def engine_table(result: dict[str, Any]) -> str:
         speeds, memory = row["tokens_per_second"], row["resident_mb"]
         lines.append(
             [row["cell"], row["precision"]]
-            + [statistics.median(speeds[side]) if side in speeds else "" for side in sides]
+            + [
+                round(statistics.median(speeds[side]), 1) if side in speeds else ""
+                for side in sides
+            ]
             + [row["ratio"], " / ".join(str(sum(memory[s].values())) for s in sides if s in memory)]
         )
     head = ["cell", "weights", *(NAMES[side] for side in sides), "ratio", "resident, MB"]
@@ -189,7 +192,10 @@ def readme() -> str:
     result = next(r for r in newest("engine") if r["rows"][0]["shape"] == SHAPE)
     rows = []
     for row in result["rows"]:
-        speeds = {name: statistics.median(runs) for name, runs in row["tokens_per_second"].items()}
+        speeds = {
+            name: round(statistics.median(runs), 1)
+            for name, runs in row["tokens_per_second"].items()
+        }
         best = row["best"]
         ratio = row["ratio"]
         rows.append(
