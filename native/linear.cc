@@ -11,6 +11,8 @@ namespace {
 
 // Rows whose sums over one panel stay in the first-level cache beside a group of weights.
 constexpr int kRows = 48;
+// Up to so many rows wait for memory, and reading a matrix from its begin to its end is fastest.
+constexpr int kStreamed = 8;
 constexpr std::int64_t kStride = kPanel * 4;  // bytes of weights a step, in every format
 
 // x in the form of the inner loop: [group][row][kGroup], so that a tile reads one piece of memory.
@@ -346,7 +348,7 @@ void gated_by_format(const Context& context, const float* x, std::int64_t rows,
                      const Weight& weight, Activation activation, float* y) {
   with_function(activation, [&](const auto& function) {
     const std::int64_t width = weight.n / 2;
-    if (width % kPanel == 0) {
+    if (width % kPanel == 0 && rows > kStreamed) {
       gated_product<F>(context, x, rows, weight, function, y);
       return;
     }
