@@ -203,7 +203,7 @@ class Kernels {
         __builtin_mul_overflow(bytes, std::size_t(cache->slot_bytes()), &bytes)) {
       refuse("the cache is too large");
     }
-    cache->data = Buffer(bytes, Buffer::Pages::huge);
+    cache->data = Buffer(bytes, Buffer::Pages::small);
     return cache;
   }
 
