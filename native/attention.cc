@@ -208,10 +208,8 @@ inline float weigh(const float* score, float peak, const Step& step, int r,
     Int8::put(scores.fine + r * kStep + i, whole & 127);
     total += whole;
   }
-  std::int32_t all = 0;
-  for (int i = 0; i < lanes; ++i) all += total[i];
   scores.step[r] = scale.step;
-  scores.offset[r] = -128 * all;
+  scores.offset[r] = -128 * sum(total);
   return sum(sums);
 }
 

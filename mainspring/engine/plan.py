@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-import numpy as np
-
 from mainspring.engine.architectures import ModelShape
 from mainspring.engine.fields import Fields
 from mainspring.engine.quantize import Role, format_of, packed_bytes
@@ -57,10 +55,7 @@ class Plan(Source):
         if len(self.used) > (MOST if self.stored is None else 2 * len(self.stored.files) + 1000):
             self.refuse_problems()
             raise ModelError(f"config.json asks for more than {len(self.used) - 1} tensors")
-        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        empty = np.broadcast_to(np.float32(0), shape)  # no memory behind it
-        self.parameters += empty.size
-        return empty
+        return self._unread(shapes)
 
     def _pack(self, name: str, matrix: Array, bias: Array | None, role: Role) -> Weight:
         n, k = matrix.shape

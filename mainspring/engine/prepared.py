@@ -27,7 +27,6 @@ from types import TracebackType
 from typing import Annotated, BinaryIO, Literal
 
 import msgspec
-import numpy as np
 from msgspec import Meta, Struct
 
 from mainspring.engine.architectures import Architecture
@@ -260,10 +259,7 @@ class PreparedSource(Source):
         return model
 
     def _matrix(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
-        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
-        empty = np.broadcast_to(np.float32(0), shape)  # no memory behind it
-        self.parameters += empty.size
-        return empty
+        return self._unread(shapes)
 
     def _pack(self, name: str, matrix: Array, bias: Array | None, role: Role) -> Weight:
         n, k = matrix.shape

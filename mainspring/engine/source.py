@@ -173,6 +173,13 @@ class Source:
         self.parameters += array.size
         return array
 
+    def _unread(self, shapes: Sequence[tuple[int, ...]]) -> Array:
+        """Only the shape of what `_read` would give, with no memory behind it."""
+        shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+        empty = np.broadcast_to(np.float32(0), shape)
+        self.parameters += empty.size
+        return empty
+
     def _pack(self, name: str, matrix: Array, bias: Array | None, role: Role) -> Weight:
         weight = self.kernels.weight(matrix, bias, format=format_of(role, self.format))
         self.weight_bytes += weight.nbytes
