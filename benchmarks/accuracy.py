@@ -11,9 +11,7 @@ float32 model's and how often the likeliest token agrees, over the manual's own 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.engine import machine
+from benchmarks.record import save
 from mainspring.engine.batch import Batch
 from mainspring.engine.weights import load_model
 from mainspring.kernels import BLOCK, Array, Format, Kernels, load_kernels
@@ -107,8 +105,7 @@ def main() -> None:
             f"same choice {row['agreement']:.4f} of {row['tokens']}"
         )
     if options.save:
-        path = ROOT / f"benchmarks/results/accuracy-{time.strftime('%Y%m%d')}.json"
-        path.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+        save("accuracy", rows=rows)
 
 
 if __name__ == "__main__":

@@ -12,13 +12,8 @@ itself, so the sides take turns within each cell and a bandwidth probe stands be
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +21,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.checkpoint import write_checkpoint
+from benchmarks.record import save
 from benchmarks.shapes import SHAPES
 from benchmarks.sides import Side
 from mainspring.kernels import load_kernels
@@ -75,26 +71,6 @@ CELLS = [
         peers=("llamacpp",), most=1,
     ),
 ]  # fmt: skip
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    cpu = next(
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True
-    ).stdout.strip()
-    return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "commit": commit,
-        "date": time.strftime("%Y-%m-%d"),
-    }
 
 
 def run_cell(cell: Cell, sides: dict[str, Side], rounds: int, probe: Any) -> dict[str, Any]:
@@ -218,10 +194,7 @@ def main() -> None:
         rows.append(row)
         print(line(row), flush=True)
     if options.save:
-        path = ROOT / f"benchmarks/results/engine-{options.shape}-{time.strftime('%Y%m%d')}.json"
-        result = {"machine": machine(), "threads": options.threads, "rows": rows}
-        path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"saved {path.relative_to(ROOT)}")
+        save(f"engine-{options.shape}", threads=options.threads, rows=rows)
 
 
 if __name__ == "__main__":

@@ -14,9 +14,7 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.record import save
 from benchmarks.server import family, free_port, start
 from benchmarks.sides.load import Client, Outcome, Patience
 from tests.tiny import tiny_checkpoint
@@ -190,12 +189,7 @@ def main() -> None:
     )
     print(json.dumps(result["rows"], indent=1))
     if options.save:
-        commit = subprocess.check_output(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT)
-        about = {"commit": commit.decode().strip(), "python": platform.python_version()}
-        about |= {"cores": os.cpu_count(), "options": vars(options)}
-        path = ROOT / f"benchmarks/results/overload-{time.strftime('%Y%m%d')}.json"
-        path.write_text(json.dumps({"machine": about} | result, indent=1) + "\n")
-        print(f"saved {path.relative_to(ROOT)}")
+        save("overload", options=vars(options), **result)
 
 
 if __name__ == "__main__":

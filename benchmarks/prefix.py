@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.record import save
 from benchmarks.shapes import SHAPES
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.disk import DiskPlace
@@ -114,11 +115,8 @@ def main() -> None:
     for row in rows:
         print(json.dumps({**row, "median": statistics.median(times[str(row["cell"])])}))
     if options.save:
-        date = time.strftime("%Y%m%d")
-        path = ROOT / f"benchmarks/results/prefix-{options.shape}-{date}.json"
         about = {"kernels": kernels.name, "threads": options.threads, "format": "int8"}
-        path.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
-        print(f"saved {path.relative_to(ROOT)}")
+        save(f"prefix-{options.shape}", about=about, rows=rows)
 
 
 main()

@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from benchmarks.record import save
 from benchmarks.shapes import SHAPES
 from mainspring.engine.architectures import Architecture, ModelShape
 from mainspring.engine.batch import Batch
@@ -165,11 +166,8 @@ def main() -> None:
                 rows.append(compare(model, kernels, *cell, options.pairs))
                 print(json.dumps(rows[-1]), flush=True)
     if options.save:
-        date = time.strftime("%Y%m%d")
-        path = ROOT / f"benchmarks/results/speculation-{options.shape}-{date}.json"
         about = {"kernels": kernels.name, "threads": options.threads, "format": "int8"}
-        path.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
-        print(f"saved {path.relative_to(ROOT)}")
+        save(f"speculation-{options.shape}", about=about, rows=rows)
 
 
 main()

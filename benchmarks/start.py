@@ -11,20 +11,18 @@ the sum over all processes of private pages plus their share of common ones (Pss
 from __future__ import annotations
 
 import argparse
-import json
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.checkpoint import write_checkpoint
-from benchmarks.engine import machine
+from benchmarks.record import save
 from benchmarks.server import free_port, pss_mb, start
 from benchmarks.shapes import SHAPES
 
@@ -98,9 +96,7 @@ def main() -> None:
             flush=True,
         )
     if options.save:
-        path = ROOT / f"benchmarks/results/start-{time.strftime('%Y%m%d')}.json"
-        path.write_text(json.dumps({"machine": machine(), "rows": kept}, indent=1) + "\n")
-        print(f"saved {path.relative_to(ROOT)}")
+        save("start", rows=kept)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.checkpoint import write_checkpoint
-from benchmarks.engine import ROOT, machine
+from benchmarks.engine import ROOT
+from benchmarks.record import save
 from benchmarks.server import free_port, pss_mb
 from benchmarks.shapes import SHAPES
 
@@ -173,8 +174,7 @@ def main() -> None:
     row = compare(options)
     print(json.dumps(row, indent=1))
     if options.save:
-        path = ROOT / f"benchmarks/results/streams-{options.shape}-{time.strftime('%Y%m%d')}.json"
-        path.write_text(json.dumps({"machine": machine(), "rows": [row]}, indent=1) + "\n")
+        save(f"streams-{options.shape}", rows=[row])
 
 
 if __name__ == "__main__":
