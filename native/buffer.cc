@@ -13,34 +13,51 @@ namespace {
 
 constexpr std::size_t kAlign = 64;
 constexpr std::size_t kBlocks = 64;  // kept of one size class
+constexpr std::size_t kHugePage = std::size_t{2} << 20;
+constexpr std::size_t kSlab = std::size_t{64} << 20;  // address space: only what is touched is memory
+
+std::size_t round_up(std::size_t bytes, std::size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+std::shared_ptr<std::byte> map(std::size_t bytes) {
+  void* memory =
+      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) throw std::bad_alloc();
+  return {static_cast<std::byte*>(memory), [bytes](std::byte* data) { munmap(data, bytes); }};
+}
+
+// Address space where huge buffers are cut off, one after the other.
+struct Slab {
+  std::weak_ptr<std::byte> memory;
+  std::byte* next = nullptr;
+  std::size_t left = 0;
+};
+
+std::shared_ptr<std::byte> cut(std::size_t bytes) {
+  static std::mutex mutex;
+  static Slab slab;
+  const std::lock_guard lock(mutex);
+  bytes = round_up(bytes, kAlign);
+  auto memory = slab.memory.lock();
+  if (memory == nullptr || slab.left < bytes) {
+    const std::size_t size = bytes > kSlab ? round_up(bytes, kHugePage) : kSlab;
+    memory = map(size + kHugePage);
+    const std::size_t past = reinterpret_cast<std::uintptr_t>(memory.get()) % kHugePage;
+    slab = {memory, memory.get() + (kHugePage - past) % kHugePage, size};
+#ifdef MADV_HUGEPAGE
+    // Advice only: without huge pages everything works, with more TLB misses.
+    (void)madvise(slab.next, size, MADV_HUGEPAGE);
+#endif
+  }
+  std::byte* data = slab.next;
+  slab.next += bytes;
+  slab.left -= bytes;
+  return {std::move(memory), data};
+}
 
 }  // namespace
 
 Buffer::Buffer(std::size_t bytes, Pages pages) : bytes_(bytes) {
-  if (bytes == 0) return;
-  void* memory =
-      mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (memory == MAP_FAILED) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  // Advice only: without huge pages everything works, with more TLB misses.
-  if (pages == Pages::huge) (void)madvise(memory, bytes, MADV_HUGEPAGE);
-#else
-  (void)pages;
-#endif
-  data_ = static_cast<std::byte*>(memory);
-}
-
-Buffer::Buffer(Buffer&& other) noexcept
-    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
-
-Buffer& Buffer::operator=(Buffer&& other) noexcept {
-  std::swap(data_, other.data_);
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-
-Buffer::~Buffer() {
-  if (data_ != nullptr) munmap(data_, bytes_);
+  if (bytes != 0) data_ = pages == Pages::huge ? cut(bytes) : map(bytes);
 }
 
 // Room in the lists is reserved here, because give() must not throw.

@@ -3,31 +3,34 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <vector>
 
 namespace mainspring {
 
 // Zeroed memory aligned to 64 bytes, taken from the system page by page when touched.
+//
+// Buffers in huge pages lie side by side in slabs, so that a matrix of 1 MB has huge pages too and
+// none is left half empty; a slab goes back to the system with the last of its buffers.
 class Buffer {
  public:
   enum class Pages { small, huge };
 
   Buffer() = default;
   Buffer(std::size_t bytes, Pages pages);
-  Buffer(Buffer&& other) noexcept;
-  Buffer& operator=(Buffer&& other) noexcept;
-  ~Buffer();
+  Buffer(Buffer&&) noexcept = default;
+  Buffer& operator=(Buffer&&) noexcept = default;
 
-  std::byte* data() const { return data_; }
+  std::byte* data() const { return data_.get(); }
   std::size_t bytes() const { return bytes_; }
   template <class T>
   T* as() const {
-    return reinterpret_cast<T*>(data_);
+    return reinterpret_cast<T*>(data_.get());
   }
 
  private:
-  std::byte* data_ = nullptr;
+  std::shared_ptr<std::byte> data_;
   std::size_t bytes_ = 0;
 };
 

@@ -107,7 +107,7 @@ inline void add_scaled(const Int (&t)[rows][tile_vecs], const float* x_scales,
 }
 
 // One group's contribution to the sums [rows][kPanel] of a tile.
-template <class F, int rows>
+template <class F, int rows, bool streamed>
 void tile(const typename F::Element* x, const std::byte* w, int steps, const float* x_scales,
           const std::int32_t* x_offsets, const float* w_scales, float* sums) {
   constexpr int vecs = tile_vecs;
@@ -126,7 +126,7 @@ void tile(const typename F::Element* x, const std::byte* w, int steps, const flo
         }
       }
     }
-    multiply<F, rows, vecs>(x, kGroup, columns, steps, t);
+    multiply<F, rows, vecs, streamed>(x, kGroup, columns, steps, t);
     if constexpr (F::width < 4) {
       MAINSPRING_UNROLL
       for (int r = 0; r < rows; ++r) {
@@ -171,8 +171,8 @@ void widen(const std::byte* group, int depth, std::byte* out) {
   }
 }
 
-// While a group is in use, the one after the next half is fetched, a share with each tile: hardware
-// prefetchers lose the stream while tiles go over a group again and again.
+// While several tiles use a group, the one after the next half is fetched, a share with each tile:
+// hardware prefetchers lose the stream while tiles go over a group again and again.
 class Ahead {
  public:
   Ahead(const Weight& weight, const std::byte* group)
@@ -181,13 +181,10 @@ class Ahead {
         end_(weight.data.data() + weight.data.bytes()) {}
 
   // The share of rows from .. to - 1 of `rows`.
-  void fetch(int from, int to, int rows) const {
-    constexpr std::int64_t line = 64;
+  void share(int from, int to, int rows) const {
+    const std::byte* first = begin_ + bytes_ * from / rows;
     const std::byte* last = begin_ + bytes_ * to / rows;
-    if (last > end_) last = end_;
-    for (const std::byte* at = begin_ + bytes_ * from / rows; at < last; at += line) {
-      __builtin_prefetch(at);
-    }
+    fetch(first, (last < end_ ? last : end_) - first);
   }
 
  private:
@@ -210,6 +207,7 @@ void narrow_tile(const Int8::Element* x, const std::byte* group, int depth, cons
       const std::byte* w = group + (sub * 4 * kPanel + column) * 4;
       const Int8::Element* from = x + sub * kSubgroup;
       for (int step = 0; step < 4; ++step, w += kStride, from += 8) {
+        fetch(w + kAhead, vecs * std::int64_t(sizeof(Int)));
         Int8::Activation low[rows], high[rows];
         for (int r = 0; r < rows; ++r) {
           low[r] = Int8::activation(from + r * kGroup);
@@ -244,35 +242,41 @@ template <class F>
 void panel_sums(const Rows<typename F::Element>& x, const Weight& weight, std::int64_t panel,
                 std::int64_t first, int rows, float* sums) {
   alignas(64) std::byte wide[kGroup * kPanel];
+  const bool int4 = weight.format == Format::int4;
+  const bool streamed = rows <= (int4 ? narrow_rows : tile_rows);
   std::memset(sums, 0, sizeof(float) * unsigned(rows) * kPanel);
   for (std::int64_t g = 0; g < weight.groups(); ++g) {
     const int depth = weight.depth(g);
     const std::byte* w = weight.group(panel, g);
-    const auto* w_scales = reinterpret_cast<const float*>(
-        w + Weight::group_bytes(weight.format, depth) - 4 * kPanel);
-    const Ahead ahead(weight, weight.group(panel, g));
-    if constexpr (F::width == 4) {
-      if (weight.format == Format::int4 && rows <= narrow_rows) {
-        const std::int64_t at = g * x.count + first;
-        ahead.fetch(0, rows, rows);
-        with_rows(rows, [&]<int height>() {
-          if constexpr (height <= narrow_rows) {
+    const std::byte* end = w + Weight::group_bytes(weight.format, depth);
+    const auto* w_scales = reinterpret_cast<const float*>(end) - kPanel;
+    const std::int64_t at = g * x.count + first;
+    if (streamed) {
+      with_rows(rows, [&]<int height>() {
+        if constexpr (F::width == 4 && height <= narrow_rows) {
+          if (int4) {
             narrow_tile<height>(x.values + at * kGroup, w, depth, x.scales + at, w_scales, sums);
+            return;
           }
-        });
-        continue;
-      }
-      if (weight.format == Format::int4) {
+        }
+        tile<F, height, true>(x.values + at * kGroup, w, depth / F::width, x.scales + at,
+                              x.offsets + at, w_scales, sums);
+      });
+      continue;
+    }
+    const Ahead ahead(weight, w);
+    if constexpr (F::width == 4) {
+      if (int4) {
         widen(w, depth, wide);
         w = wide;
       }
     }
     for_tiles(rows, [&](int row, int count) {
-      ahead.fetch(row, row + count, rows);
-      const std::int64_t at = g * x.count + first + row;
+      ahead.share(row, row + count, rows);
       with_rows(count, [&]<int height>() {
-        tile<F, height>(x.values + at * kGroup, w, depth / F::width, x.scales + at, x.offsets + at,
-                        w_scales, sums + row * kPanel);
+        tile<F, height, false>(x.values + (at + row) * kGroup, w, depth / F::width,
+                               x.scales + at + row, x.offsets + at + row, w_scales,
+                               sums + row * kPanel);
       });
     });
   }

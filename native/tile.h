@@ -30,13 +30,27 @@ struct Columns {
   std::int64_t stride;
 };
 
+// How far before its use a weight that is used once is fetched: little enough to stay in the
+// first-level cache, enough to bridge the page ends where hardware prefetchers stop.
+constexpr std::int64_t kAhead = 4096;
+
+inline void fetch(const std::byte* from, std::int64_t bytes) {
+  constexpr std::int64_t line = 64;
+  for (std::int64_t at = 0; at < bytes; at += line) __builtin_prefetch(from + at);
+}
+
 // sums[r][v] += row r of x (x + r * x_stride) times the columns, over `steps` steps of F::width.
-// Each sum is one chain in order of k, so it does not depend on the shape of the tile.
-template <class F, int rows, int vecs>
+// Each sum is one chain in order of k, so it does not depend on the shape of the tile. `streamed`:
+// what comes kAhead later is fetched with each step.
+template <class F, int rows, int vecs, bool streamed = false>
 inline void multiply(const typename F::Element* x, std::int64_t x_stride, Columns columns,
                      int steps, typename F::Accumulator (&sums)[rows][vecs]) {
   constexpr int half = (vecs + 1) / 2;
   for (int step = 0; step < steps; ++step) {
+    if constexpr (streamed) {
+      fetch(columns.low + kAhead, half * std::int64_t(sizeof(Int)));
+      fetch(columns.high + kAhead, (vecs - half) * std::int64_t(sizeof(Int)));
+    }
     typename F::Weights w[vecs];
     MAINSPRING_UNROLL
     for (int v = 0; v < vecs; ++v) {
