@@ -13,6 +13,9 @@ namespace {
 constexpr int kRows = 48;
 // Up to so many rows wait for memory, and reading a matrix from its begin to its end is fastest.
 constexpr int kStreamed = 8;
+// How far before its use a weight is fetched that one tile uses, in bytes; tiles that go over a
+// group again and again fetch the next group.
+constexpr std::int64_t kNear = 4096;
 constexpr std::int64_t kStride = kPanel * 4;  // bytes of weights a step, in every format
 
 // x in the form of the inner loop: [group][row][kGroup], so that a tile reads one piece of memory.
@@ -107,9 +110,9 @@ inline void add_scaled(const Int (&t)[rows][tile_vecs], const float* x_scales,
 }
 
 // One group's contribution to the sums [rows][kPanel] of a tile.
-template <class F, int rows, bool streamed>
+template <class F, int rows>
 void tile(const typename F::Element* x, const std::byte* w, int steps, const float* x_scales,
-          const std::int32_t* x_offsets, const float* w_scales, float* sums) {
+          const std::int32_t* x_offsets, const float* w_scales, float* sums, Ahead& ahead) {
   constexpr int vecs = tile_vecs;
   for (int column = 0; column < kPanel; column += vecs * lanes) {
     const std::byte* low = w + column * 4;
@@ -126,7 +129,7 @@ void tile(const typename F::Element* x, const std::byte* w, int steps, const flo
         }
       }
     }
-    multiply<F, rows, vecs, streamed>(x, kGroup, columns, steps, t);
+    ahead = multiply<F, rows, vecs>(x, kGroup, columns, steps, t, ahead);
     if constexpr (F::width < 4) {
       MAINSPRING_UNROLL
       for (int r = 0; r < rows; ++r) {
@@ -171,33 +174,11 @@ void widen(const std::byte* group, int depth, std::byte* out) {
   }
 }
 
-// While several tiles use a group, the one after the next half is fetched, a share with each tile:
-// hardware prefetchers lose the stream while tiles go over a group again and again.
-class Ahead {
- public:
-  Ahead(const Weight& weight, const std::byte* group)
-      : bytes_(Weight::group_bytes(weight.format, kGroup)),
-        begin_(group + bytes_ + bytes_ / 2),
-        end_(weight.data.data() + weight.data.bytes()) {}
-
-  // The share of rows from .. to - 1 of `rows`.
-  void share(int from, int to, int rows) const {
-    const std::byte* first = begin_ + bytes_ * from / rows;
-    const std::byte* last = begin_ + bytes_ * to / rows;
-    fetch(first, (last < end_ ? last : end_) - first);
-  }
-
- private:
-  std::int64_t bytes_;
-  const std::byte* begin_;
-  const std::byte* end_;
-};
-
 // The same for few rows of int4, straight from the packed halves of bytes. Integers, so the
 // sums are the same.
 template <int rows>
 void narrow_tile(const Int8::Element* x, const std::byte* group, int depth, const float* x_scales,
-                 const float* w_scales, float* sums) {
+                 const float* w_scales, float* sums, Ahead ahead) {
   const auto* multipliers = reinterpret_cast<const std::int8_t*>(group + depth * kPanel / 2);
   constexpr int vecs = tile_vecs;
   for (int column = 0; column < kPanel; column += vecs * lanes) {
@@ -207,7 +188,7 @@ void narrow_tile(const Int8::Element* x, const std::byte* group, int depth, cons
       const std::byte* w = group + (sub * 4 * kPanel + column) * 4;
       const Int8::Element* from = x + sub * kSubgroup;
       for (int step = 0; step < 4; ++step, w += kStride, from += 8) {
-        fetch(w + kAhead, vecs * std::int64_t(sizeof(Int)));
+        ahead.step();
         Int8::Activation low[rows], high[rows];
         for (int r = 0; r < rows; ++r) {
           low[r] = Int8::activation(from + r * kGroup);
@@ -242,41 +223,38 @@ template <class F>
 void panel_sums(const Rows<typename F::Element>& x, const Weight& weight, std::int64_t panel,
                 std::int64_t first, int rows, float* sums) {
   alignas(64) std::byte wide[kGroup * kPanel];
-  const bool int4 = weight.format == Format::int4;
-  const bool streamed = rows <= (int4 ? narrow_rows : tile_rows);
+  const std::int64_t whole = Weight::group_bytes(weight.format, kGroup);
+  const int tiles = (rows + tile_rows - 1) / tile_rows;
+  const int passes = tiles * (kPanel / (tile_vecs * lanes));
   std::memset(sums, 0, sizeof(float) * unsigned(rows) * kPanel);
   for (std::int64_t g = 0; g < weight.groups(); ++g) {
     const int depth = weight.depth(g);
-    const std::byte* w = weight.group(panel, g);
-    const std::byte* end = w + Weight::group_bytes(weight.format, depth);
-    const auto* w_scales = reinterpret_cast<const float*>(end) - kPanel;
+    const std::byte* group = weight.group(panel, g);
+    const auto* w_scales = reinterpret_cast<const float*>(
+        group + Weight::group_bytes(weight.format, depth) - 4 * kPanel);
+    const std::byte* w = group;
     const std::int64_t at = g * x.count + first;
-    if (streamed) {
-      with_rows(rows, [&]<int height>() {
-        if constexpr (F::width == 4 && height <= narrow_rows) {
-          if (int4) {
-            narrow_tile<height>(x.values + at * kGroup, w, depth, x.scales + at, w_scales, sums);
-            return;
-          }
-        }
-        tile<F, height, true>(x.values + at * kGroup, w, depth / F::width, x.scales + at,
-                              x.offsets + at, w_scales, sums);
-      });
-      continue;
-    }
-    const Ahead ahead(weight, w);
+    const std::byte* soon = group + (tiles == 1 ? kNear : whole);
     if constexpr (F::width == 4) {
-      if (int4) {
+      if (weight.format == Format::int4 && rows <= narrow_rows) {
+        with_rows(rows, [&]<int height>() {
+          if constexpr (height <= narrow_rows) {
+            narrow_tile<height>(x.values + at * kGroup, w, depth, x.scales + at, w_scales, sums,
+                                Ahead(soon, soon + whole, passes * depth / 8));
+          }
+        });
+        continue;
+      }
+      if (weight.format == Format::int4) {
         widen(w, depth, wide);
         w = wide;
       }
     }
+    Ahead ahead(soon, soon + whole, passes * depth / F::width);
     for_tiles(rows, [&](int row, int count) {
-      ahead.share(row, row + count, rows);
       with_rows(count, [&]<int height>() {
-        tile<F, height, false>(x.values + (at + row) * kGroup, w, depth / F::width,
-                               x.scales + at + row, x.offsets + at + row, w_scales,
-                               sums + row * kPanel);
+        tile<F, height>(x.values + (at + row) * kGroup, w, depth / F::width, x.scales + at + row,
+                        x.offsets + at + row, w_scales, sums + row * kPanel, ahead);
       });
     });
   }

@@ -30,27 +30,40 @@ struct Columns {
   std::int64_t stride;
 };
 
-// How far before its use a weight that is used once is fetched: little enough to stay in the
-// first-level cache, enough to bridge the page ends where hardware prefetchers stop.
-constexpr std::int64_t kAhead = 4096;
+// Weights that will be needed soon, fetched a few lines with each step of a product: in one go, they
+// would take all of a core's outstanding misses, and the product would wait behind them.
+class Ahead {
+ public:
+  // From `begin` to `end`, spread evenly over `steps` steps.
+  Ahead(const std::byte* begin, const std::byte* end, std::int64_t steps)
+      : at_(begin), end_(end), lines_(int(((end - begin) / kLine + steps - 1) / steps)) {}
 
-inline void fetch(const std::byte* from, std::int64_t bytes) {
-  constexpr std::int64_t line = 64;
-  for (std::int64_t at = 0; at < bytes; at += line) __builtin_prefetch(from + at);
-}
+  void step() {
+    for (int line = 0; line < lines_; ++line, at_ += kLine) __builtin_prefetch(at_);
+    if (at_ >= end_) lines_ = 0;
+  }
+
+ private:
+  static constexpr std::int64_t kLine = 64;
+  const std::byte* at_;
+  const std::byte* end_;
+  int lines_;
+};
+
+struct Nothing {
+  void step() {}
+};
 
 // sums[r][v] += row r of x (x + r * x_stride) times the columns, over `steps` steps of F::width.
-// Each sum is one chain in order of k, so it does not depend on the shape of the tile. `streamed`:
-// what comes kAhead later is fetched with each step.
-template <class F, int rows, int vecs, bool streamed = false>
-inline void multiply(const typename F::Element* x, std::int64_t x_stride, Columns columns,
-                     int steps, typename F::Accumulator (&sums)[rows][vecs]) {
+// Each sum is one chain in order of k, so it does not depend on the shape of the tile. Returns
+// `ahead` after its steps.
+template <class F, int rows, int vecs, class Fetched = Nothing>
+inline Fetched multiply(const typename F::Element* x, std::int64_t x_stride, Columns columns,
+                        int steps, typename F::Accumulator (&sums)[rows][vecs],
+                        Fetched ahead = {}) {
   constexpr int half = (vecs + 1) / 2;
   for (int step = 0; step < steps; ++step) {
-    if constexpr (streamed) {
-      fetch(columns.low + kAhead, half * std::int64_t(sizeof(Int)));
-      fetch(columns.high + kAhead, (vecs - half) * std::int64_t(sizeof(Int)));
-    }
+    ahead.step();
     typename F::Weights w[vecs];
     MAINSPRING_UNROLL
     for (int v = 0; v < vecs; ++v) {
@@ -67,6 +80,7 @@ inline void multiply(const typename F::Element* x, std::int64_t x_stride, Column
     columns.low += columns.stride;
     columns.high += columns.stride;
   }
+  return ahead;
 }
 
 // Calls body.template operator()<rows>() for rows 1 .. tile_rows.
