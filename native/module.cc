@@ -368,7 +368,8 @@ NB_MODULE(_native, m) {
       .def_prop_ro("nbytes", [](const Cache& c) { return c.data.bytes(); })
       .def_prop_ro("block_bytes", &Cache::block_bytes)
       .def("read_block", read_block, "block"_a, "into"_a.noconvert())
-      .def("write_block", write_block, "block"_a, "data"_a);
+      .def("write_block", write_block, "block"_a, "data"_a)
+      .def("copy_block", copy_block, "source"_a, "block"_a, "tokens"_a);
   nb::class_<Kernels>(m, "Kernels")
       .def_prop_ro("name", &Kernels::name)
       .def_prop_ro("threads", &Kernels::threads)

@@ -90,6 +90,7 @@ class Engine:
             max_running=config.max_running,
             step_seconds=config.step_seconds,
             logit_rows=max(1, LOGIT_BYTES // (4 * shape.vocabulary)),
+            copy=self._runner.cache.copy_block,
         )
         self._sampler = Sampler(kernels)
         self._sequences: dict[str, Sequence] = {}
@@ -328,7 +329,7 @@ class Engine:
         sequence.computed += count
         if sequence.hashed:
             for i in range(first, sequence.computed // BLOCK):
-                self._pool.publish(sequence.blocks[i], sequence.digests[i])
+                self._pool.publish(sequence.blocks[i], sequence.content(i))
 
     def _advance(self, sequence: Sequence, taken: list[Draw], moment: TokenTime) -> Output:
         """Tell of the appended tokens."""

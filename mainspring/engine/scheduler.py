@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel, StepSize, attended
@@ -86,6 +86,7 @@ class Scheduler:
         max_running: int,
         step_seconds: float,
         logit_rows: int,
+        copy: Callable[[int, int, int], None],
     ) -> None:
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
@@ -102,6 +103,8 @@ class Scheduler:
         self._step_seconds = step_seconds
         self._logit_rows = logit_rows
         """rows of logits that are scored or guessed in a step at most"""
+        self._copy = copy
+        """`Cache.copy_block`"""
 
     def schedule(self, now: float, step: int) -> list[Work]:
         """The next step's work, in order of arrival; its sequences hold the blocks for it.
@@ -135,8 +138,15 @@ class Scheduler:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
-        self._pool.release(sequence.blocks)
+        self._release(sequence)
         sequence.blocks = []
+
+    def _release(self, sequence: Sequence) -> None:
+        """Let go of its blocks; the last one, begun only, can still be copied."""
+        if sequence.hashed and sequence.computed % BLOCK:
+            last = sequence.computed // BLOCK
+            self._pool.publish(sequence.blocks[last], sequence.content(last))
+        self._pool.release(sequence.blocks)
 
     def _guess(self, decoding: list[Sequence]) -> None:
         """Let decoding sequences guess as far as that makes their tokens cheaper."""
@@ -206,7 +216,7 @@ class Scheduler:
     def _preempt(self, sequence: Sequence, now: float, step: int) -> None:
         """Back to the queue's front; what it computed is lost but for the prefix cache."""
         self.running.pop()
-        self._pool.release(sequence.blocks)
+        self._release(sequence)
         sequence.events.append(Event("preempted", now, sequence.computed, step))
         sequence.restart()
         self.waiting.appendleft(sequence)
@@ -240,6 +250,7 @@ class Scheduler:
         self._pool.share(hits)
         sequence.hold(hits + self._pool.allocate(need))
         self._restore(sequence, known, bits)
+        self._begin(sequence)
         sequence.events.append(Event("admitted", now, sequence.computed, step))
         self._count(sequence)
         return sequence
@@ -247,11 +258,21 @@ class Scheduler:
     def _restore(self, sequence: Sequence, known: int, bits: list[Array]) -> None:
         """Fill the blocks after the first `known` with what the tier gave; the rest is computed."""
         computed = known + len(bits)
-        blocks = sequence.blocks[known:computed]
-        self._tier.restore(blocks, bits)
-        for block, digest in zip(blocks, sequence.digests[known:computed], strict=True):
-            self._pool.publish(block, digest)
+        self._tier.restore(sequence.blocks[known:computed], bits)
         sequence.computed = computed * BLOCK
+        for i in range(known, computed):
+            self._pool.publish(sequence.blocks[i], sequence.content(i))
+
+    def _begin(self, sequence: Sequence) -> None:
+        """Copy what the first block to compute has in common with a known one."""
+        if sequence.scored or not sequence.hashed:
+            return
+        start = sequence.computed
+        wanted = sequence.tokens[start : min(start + BLOCK, len(sequence.tokens) - 1)]
+        source, tokens = self._pool.begun(sequence.parent(start // BLOCK), wanted)
+        if tokens:
+            self._copy(source, sequence.blocks[start // BLOCK], tokens)
+            sequence.computed += tokens
 
     def _awaits(self, sequence: Sequence, hits: int) -> bool:
         """Whether a running sequence is about to compute the block after this one's `hits`.

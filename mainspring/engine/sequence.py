@@ -7,7 +7,7 @@ from collections.abc import Sequence as Items
 import numpy as np
 from msgspec import Struct
 
-from mainspring.engine.blocks import block_digests
+from mainspring.engine.blocks import Content, block_digest, root_digest
 from mainspring.engine.draft import Draft
 from mainspring.engine.penalties import Penalties
 from mainspring.kernels import BLOCK
@@ -82,7 +82,7 @@ class Sequence:
         "penalties",
         "prompt",
         "prompt_logprobs",
-        "salt",
+        "root",
         "sampling",
         "scored",
         "seed",
@@ -120,7 +120,7 @@ class Sequence:
         self.computed = 0
         self.blocks: list[int] = []
         self.table = np.zeros(-(-self.limit // BLOCK), np.int32)
-        self.salt = salt
+        self.root = root_digest(salt)
         self.hashed = hashed
         self.digests: list[bytes] = []
         self.hash_blocks()
@@ -138,8 +138,23 @@ class Sequence:
 
     def hash_blocks(self) -> None:
         """Bring `digests` up to date with `tokens`."""
-        if self.hashed:
-            block_digests(self.salt, self.tokens, self.digests)
+        if not self.hashed:
+            return
+        for i in range(len(self.digests), len(self.tokens) // BLOCK):
+            tokens = self.tokens[i * BLOCK : (i + 1) * BLOCK]
+            self.digests.append(block_digest(self.parent(i), tokens))
+
+    def parent(self, index: int) -> bytes:
+        """Digest of the block before the block at an index."""
+        return self.digests[index - 1] if index else self.root
+
+    def content(self, index: int) -> Content:
+        """What the block at an index holds of the computed tokens."""
+        start, parent = index * BLOCK, self.parent(index)
+        tokens = self.tokens[start : min(start + BLOCK, self.computed)]
+        if len(tokens) == BLOCK:
+            return Content(self.digests[index], parent, tokens)
+        return Content(block_digest(parent, tokens), parent, tokens)
 
     def readable(self) -> list[bytes]:
         """Digests of the blocks that may come from the cache: a token is always left to compute."""

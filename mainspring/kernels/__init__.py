@@ -72,6 +72,10 @@ class Cache(Protocol):
         """Make a block what `read_block` gave of another: the same bits."""
         ...
 
+    def copy_block(self, source: int, block: int, tokens: int) -> None:
+        """Make a block's first `tokens` those of another; what follows them has no effect."""
+        ...
+
 
 @runtime_checkable
 class Kernels(Protocol):

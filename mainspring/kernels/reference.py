@@ -79,6 +79,11 @@ class ReferenceCache:
         numbers = data.view(self.keys.dtype).reshape(2, *self.keys[:, block].shape)
         self.keys[:, block], self.values[:, block] = numbers
 
+    def copy_block(self, source: int, block: int, tokens: int) -> None:
+        for numbers in (self.keys, self.values):
+            numbers[:, block, :tokens] = numbers[:, source, :tokens]
+            numbers[:, block, tokens:] = 0
+
     def rounded(self, x: Array) -> Array:
         """Heads [..., head] as the cache's numbers hold them."""
         if self.dtype == "int8":

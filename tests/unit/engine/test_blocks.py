@@ -4,30 +4,31 @@ import random
 
 import pytest
 
-from mainspring.engine.blocks import BlockPool, block_digests
+from mainspring.engine.blocks import BlockPool, Content, block_digest, root_digest
 from mainspring.kernels import BLOCK
 
 
+def contents(tokens: list[int], salt: bytes = b"") -> list[Content]:
+    """Of all blocks, the last one maybe not full."""
+    found: list[Content] = []
+    parent = root_digest(salt)
+    for start in range(0, len(tokens), BLOCK):
+        held = tokens[start : start + BLOCK]
+        found.append(Content(block_digest(parent, held), parent, held))
+        parent = found[-1].digest
+    return found
+
+
 def digests(tokens: list[int], salt: bytes = b"") -> list[bytes]:
-    known: list[bytes] = []
-    block_digests(salt, tokens, known)
-    return known
+    return [content.digest for content in contents(tokens, salt)]
 
 
 def publish_all(pool: BlockPool, tokens: list[int]) -> list[int]:
-    chain = digests(tokens)
+    chain = contents(tokens)
     blocks = pool.allocate(len(chain))
-    for block, digest in zip(blocks, chain, strict=True):
-        pool.publish(block, digest)
+    for block, content in zip(blocks, chain, strict=True):
+        pool.publish(block, content)
     return blocks
-
-
-def test_only_full_blocks_have_digests_and_they_grow_incrementally() -> None:
-    tokens = list(range(3 * BLOCK + 5))
-    known = digests(tokens[: BLOCK + 1])
-    assert len(known) == 1
-    block_digests(b"", tokens, known)
-    assert known == digests(tokens) and len(known) == 3
 
 
 def test_a_digest_says_the_whole_prefix_and_the_salt() -> None:
@@ -92,6 +93,34 @@ def test_of_two_equal_blocks_the_first_is_found() -> None:
     pool.check()
 
 
+def test_the_beginning_of_a_block_is_found_under_its_parent() -> None:
+    pool = BlockPool(4)
+    tokens = list(range(BLOCK + 9))
+    blocks = publish_all(pool, tokens)
+    parent, wanted = digests(tokens)[0], tokens[BLOCK:]
+    assert pool.begun(parent, wanted) == (blocks[1], 9)
+    assert pool.begun(parent, [*wanted, 7]) == (blocks[1], 9)
+    assert pool.begun(parent, wanted[:4]) == (blocks[1], 4)
+    assert pool.begun(parent, [*wanted[:3], 7]) == (blocks[1], 3)
+    assert pool.begun(parent, [7])[1] == 0
+    assert pool.begun(root_digest(b"tenant"), tokens[:4])[1] == 0
+    pool.release(blocks)
+    assert pool.cached == 2
+    pool.allocate(3)  # the begun block goes first
+    assert pool.begun(parent, wanted)[1] == 0
+    assert pool.begun(root_digest(b""), tokens)[1] == BLOCK
+    pool.check([[block] for block in range(4) if block != blocks[0]])
+
+
+def test_only_full_blocks_are_kept_elsewhere() -> None:
+    kept: list[int] = []
+    pool = BlockPool(3, lambda block, digest: kept.append(block))
+    blocks = publish_all(pool, list(range(BLOCK + 9)))
+    pool.release(blocks)
+    pool.allocate(3)
+    assert kept == [blocks[0]]
+
+
 def test_check_sees_a_leak_and_a_wrong_holder_count() -> None:
     pool = BlockPool(4)
     blocks = pool.allocate(2)
@@ -115,13 +144,13 @@ def test_random_operations_keep_the_books() -> None:
         else:
             start = rng.randrange(4)
             tokens = [start] * (BLOCK * rng.randint(1, 6))
-            chain = digests(tokens)
-            hits = pool.match(chain)
+            chain = contents(tokens)
+            hits = pool.match(digests(tokens))
             pool.share(hits)
             fresh = pool.allocate(len(chain) - len(hits))
             blocks = hits + fresh
-            for block, digest in zip(blocks, chain, strict=True):
-                pool.publish(block, digest)
+            for block, content in zip(blocks, chain, strict=True):
+                pool.publish(block, content)
             held.append(blocks)
         pool.check(held)
     for blocks in held:

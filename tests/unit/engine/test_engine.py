@@ -282,7 +282,7 @@ def test_stats_and_progress() -> None:
     assert (stats.prompt_tokens, stats.output_tokens, stats.steps) == (80, 2, 1)
     assert stats.step_seconds > 0
     finish_all(engine)
-    assert engine.stats().blocks_cached == 2
+    assert engine.stats().blocks_cached == 4
 
 
 def test_the_pool_is_checked_when_idle() -> None:

@@ -129,10 +129,30 @@ def test_the_second_of_a_prompt_reads_all_but_the_last_token() -> None:
     first = run_one(engine, tokens, GREEDY)
     second = run_one(engine, tokens, GREEDY)
     assert tokens_of(first) == tokens_of(second)
-    assert (first[0].cached, second[0].cached) == (0, 2 * BLOCK)
-    assert engine.stats().cached_tokens == 2 * BLOCK
+    assert (first[0].cached, second[0].cached) == (0, 3 * BLOCK - 1)
+    assert engine.stats().cached_tokens == 3 * BLOCK - 1
     longer = run_one(engine, [*tokens, *tokens_of(first), *prompt(40, 5)], GREEDY)
-    assert longer[0].cached == 3 * BLOCK
+    assert longer[0].cached == 3 * BLOCK + 7  # the last token of an answer is not computed
+
+
+def test_a_block_that_differs_is_copied_up_to_there() -> None:
+    """The new tokens alone are computed, and the answer is as if all had been."""
+    shared = prompt(2 * BLOCK + 9)
+    ends = [prompt(20, 5), prompt(20, 6), prompt(3, 7)]
+    whole = [tokens_of(run_one(toy_engine(), shared + end, GREEDY)) for end in ends]
+    engine = toy_engine()
+    found = [run_one(engine, shared + end, GREEDY) for end in ends]
+    assert [tokens_of(outputs) for outputs in found] == whole
+    assert [outputs[0].cached for outputs in found] == [0, len(shared), len(shared)]
+    computed = [e.tokens for e in story_of(found[1]) if e.name == "prefill"]
+    assert computed == [20]
+
+
+def test_a_scored_prompt_copies_nothing() -> None:
+    engine = toy_engine()
+    scored = Sampling(temperature=0.0, max_tokens=4, ignore_eos=True, prompt_logprobs=0)
+    run_one(engine, prompt(50), GREEDY)
+    assert run_one(engine, prompt(50), scored)[0].cached == 0
 
 
 def test_only_computed_blocks_can_be_read() -> None:
@@ -143,7 +163,7 @@ def test_only_computed_blocks_can_be_read() -> None:
         engine.step()
     engine.abort("gone")
     outputs = run_one(engine, prompt(200), GREEDY)
-    assert outputs[0].cached == 2 * BLOCK
+    assert outputs[0].cached == 72
     assert tokens_of(outputs) == whole
 
 
@@ -151,7 +171,7 @@ def test_salts_do_not_share() -> None:
     engine = toy_engine()
     run_one(engine, prompt(70), GREEDY, salt=b"a")
     assert run_one(engine, prompt(70), GREEDY, salt=b"b")[0].cached == 0
-    assert run_one(engine, prompt(70), GREEDY, salt=b"a")[0].cached == 64
+    assert run_one(engine, prompt(70), GREEDY, salt=b"a")[0].cached == 69
 
 
 def test_choices_that_come_together_share_their_prompt() -> None:

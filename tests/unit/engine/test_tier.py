@@ -14,7 +14,7 @@ import pytest
 
 from mainspring.engine.disk import Disk, DiskPlace
 from mainspring.engine.engine import Engine
-from mainspring.kernels import Array, load_kernels
+from mainspring.kernels import BLOCK, Array, load_kernels
 from tests.unit.engine.test_invariance import Storm, native
 from tests.unit.engine.toy import GREEDY, Toy, prompt, run_one, tokens_of, toy_engine
 
@@ -206,6 +206,32 @@ def test_a_block_is_the_same_bits(name: str, dtype: Any) -> None:
         assert not again.any()
 
 
+@pytest.mark.parametrize("tokens", [1, 5, 6, 31])
+@pytest.mark.parametrize("dtype", ["float32", "bf16", "int8"])
+@pytest.mark.parametrize("name", ["reference", "auto"])
+def test_a_copied_block_is_as_if_computed(name: str, dtype: Any, tokens: int) -> None:
+    """Whatever the source holds after the tokens in common: here NaN."""
+    kernels = load_kernels(name, threads=1)
+    cache = kernels.cache(2, 3, 2, 10, dtype)
+    qkv = np.random.default_rng(1).standard_normal((BLOCK, 8 * 10)).astype(np.float32)
+    other = qkv.copy()
+    other[tokens:] = np.nan
+
+    def attend(rows: np.ndarray[Any, Any], layer: int, computed: int, block: int) -> Any:
+        starts, lengths = np.array([0, len(rows)]), np.array([computed + len(rows)])
+        tables = np.array([[block]])
+        ints = (a.astype(np.int32) for a in (starts, lengths, tables))
+        return kernels.attention(rows, cache, layer, *ints, heads=4, scale=0.3)
+
+    whole = [attend(qkv, layer, 0, 0) for layer in range(2)]
+    for layer in range(2):
+        attend(other, layer, 0, 1)
+    cache.copy_block(1, 2, tokens)
+    for layer in range(2):
+        for i in range(tokens, BLOCK):
+            assert (attend(qkv[i : i + 1], layer, i, 2) == whole[layer][i]).all()
+
+
 def test_the_kernels_refuse_what_is_no_block() -> None:
     cache = native().cache(1, 2, 1, 8, "bf16")
     data = np.empty(cache.block_bytes, np.uint8)
@@ -214,6 +240,15 @@ def test_the_kernels_refuse_what_is_no_block() -> None:
             cache.read_block(number, data)
         with pytest.raises(ValueError, match="one of the cache's"):
             cache.write_block(number, data)
+        with pytest.raises(ValueError, match="one of the cache's"):
+            cache.copy_block(number, 0, 1)
+        with pytest.raises(ValueError, match="one of the cache's"):
+            cache.copy_block(0, number, 1)
+    with pytest.raises(ValueError, match="to itself"):
+        cache.copy_block(1, 1, 1)
+    for tokens in (0, BLOCK + 1):
+        with pytest.raises(ValueError, match="1 to 32"):
+            cache.copy_block(0, 1, tokens)
     with pytest.raises(ValueError, match="entries along axis"):
         cache.write_block(0, data[1:])
 
