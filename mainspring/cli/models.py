@@ -218,7 +218,7 @@ def print_template(template: str) -> None:
 )
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
 def rm(models: tuple[str, ...], home: str | None) -> None:
-    """Delete pulled models from the home, prepared forms included.
+    """Delete pulled models from the home, prepared forms and prompts on disk included.
 
     Of a linked model the directory stays as it was before.
     """
@@ -230,19 +230,29 @@ def rm(models: tuple[str, ...], home: str | None) -> None:
         if name not in catalog:
             resolve(name, place)  # raises with the nearest names when it is unknown
             raise ModelNotFound(f"{name!r} is not a pulled model: delete its directory yourself")
-        freed = unprepare(catalog, name)
+        freed = forget(catalog, name)
         freed += catalog.remove(name)
         click.echo(f"removed {name}, {size(freed)} freed")
 
 
-def unprepare(catalog: Catalog, name: str) -> int:
-    """Delete what was prepared outside the home, in a linked model's directory; its bytes."""
+def forget(catalog: Catalog, name: str) -> int:
+    """Delete what was made of a model outside its place in the home; its bytes.
+
+    That is what it kept of prompts and, in a linked model's directory, its prepared forms.
+    """
+    from mainspring.runtimes.disk import delete_blocks
+
+    place = catalog.path(name)
+    freed = delete_blocks(place, catalog.home)
     try:
         entry = catalog.get(name)
     except ModelError:
-        return 0  # what cannot be read can still be removed
-    files = [] if entry is None or entry.path == catalog.path(name) else prepared_in(entry.path)
-    freed = sum(file.stat().st_size for file in files)
+        return freed  # what cannot be read can still be removed
+    if entry is None or entry.path == place:
+        return freed
+    files = prepared_in(entry.path)
+    freed += delete_blocks(entry.path, catalog.home)
+    freed += sum(file.stat().st_size for file in files)
     for file in files:
         file.unlink()
     return freed

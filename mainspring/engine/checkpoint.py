@@ -56,6 +56,10 @@ class Stamp(NamedTuple):
     """ns; of contents, name or owner"""
     inode: int
 
+    @classmethod
+    def of(cls, found: os.stat_result) -> Stamp:
+        return cls(found.st_size, found.st_ctime_ns, found.st_ino)
+
 
 class Checkpoint:
     """One directory. Headers are read and checked at once, tensors when asked for.
@@ -135,7 +139,7 @@ class Checkpoint:
         if not stat.S_ISREG(found.st_mode):
             os.close(descriptor)
             raise ModelError(f"{name} is not a regular file")
-        self.stamps.setdefault(name, Stamp(found.st_size, found.st_ctime_ns, found.st_ino))
+        self.stamps.setdefault(name, Stamp.of(found))
         return os.fdopen(descriptor, "rb", buffering=0)
 
     def _json(self, name: str, *, required: bool) -> dict[str, Any]:

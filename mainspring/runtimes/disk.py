@@ -5,16 +5,18 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
-from contextlib import suppress
-from hashlib import blake2b, file_digest
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from hashlib import blake2b
 from pathlib import Path
 
 from mainspring import __version__
 from mainspring.config import ModelConfig
+from mainspring.engine.checkpoint import Stamp
 from mainspring.engine.disk import DiskPlace
 from mainspring.kernels import BLOCK, _native
 
-__all__ = ["FOLDER", "disk_place"]
+__all__ = ["FOLDER", "delete_blocks", "disk_place"]
 
 log = logging.getLogger(__name__)
 
@@ -25,43 +27,89 @@ FOLDER = "prefix"
 def disk_place(path: Path, config: ModelConfig, home: Path, kernels: str) -> DiskPlace | None:
     """Where the model in directory `path` may keep blocks; None when it may not.
 
-    What it left there with other weights or settings, or before `prefix_disk` was 0, is deleted,
-    unless another process has it open. Reads the whole checkpoint, at about 1 GB/s.
+    What it left there with other weights or settings stays as far as it fits into half of
+    `prefix_disk`, the least recently used being deleted first, and is taken off what this start
+    may keep. With `prefix_disk` 0 all is deleted. A file that another process has open stays.
     """
-    folder = home / FOLDER
-    model = blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
     if not config.prefix_disk:
-        _sweep(folder, model, keep=None)
+        _sweep(_files(path, home), 0)
         return None
     key = _key(path, config, kernels)
-    file = folder / f"{model}-{key.hex()[:16]}.blocks"
-    _sweep(folder, model, keep=file)
-    return DiskPlace(file, config.prefix_disk, key)
+    file = home / FOLDER / f"{_model(path)}-{key.hex()[:16]}.blocks"
+    held = 0
+    with suppress(FileNotFoundError):
+        held = file.stat().st_size
+        os.utime(file)  # used now
+    others = [other for other in _files(path, home) if other != file]
+    room = max(0, min(config.prefix_disk // 2, config.prefix_disk - held))
+    return DiskPlace(file, config.prefix_disk - _sweep(others, room), key)
+
+
+def delete_blocks(path: Path, home: Path) -> int:
+    """Delete all that the model in directory `path` kept; its bytes.
+
+    A process that has it open goes on with it, and the space is free when that ends.
+    """
+    freed = 0
+    for file in _files(path, home):
+        with suppress(FileNotFoundError):
+            freed += file.stat().st_size
+            file.unlink()
+    return freed
+
+
+def _files(path: Path, home: Path) -> list[Path]:
+    return list((home / FOLDER).glob(f"{_model(path)}-*.blocks"))
+
+
+def _model(path: Path) -> str:
+    return blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()
 
 
 def _key(path: Path, config: ModelConfig, kernels: str) -> bytes:
-    """A digest of all that decides over a block's bits."""
+    """A digest of all that decides over a block's bits; files count by their stamps."""
     settings = (config.quantize, config.kv_format, config.context)
-    key = blake2b(repr((__version__, BLOCK, kernels, *settings)).encode())
-    for file in [
-        Path(str(_native.__file__)),
-        path / "config.json",
-        *sorted(path.glob("*.safetensors")),
-    ]:
-        with file.open("rb") as stream:
-            key.update(file_digest(stream, blake2b).digest())
-    return key.digest()
+    files = [Path(_native.__file__), path / "config.json", *sorted(path.glob("*.safetensors"))]
+    stamps = [(file.name, Stamp.of(file.stat())) for file in files]
+    return blake2b(repr((__version__, BLOCK, kernels, settings, stamps)).encode()).digest()
 
 
-def _sweep(folder: Path, model: str, keep: Path | None) -> None:
-    for file in folder.glob(f"{model}-*.blocks"):
-        if file == keep:
-            continue
-        with suppress(OSError):  # in use, or not ours
-            descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _sweep(files: list[Path], room: int) -> int:
+    """Delete of `files` what `room` bytes do not hold, the least recently used first.
+
+    Returns the bytes that stay.
+    """
+    kept = 0
+    found = []
+    for file in files:
+        with suppress(FileNotFoundError):
+            found.append((file.stat().st_mtime_ns, file.stat().st_size, file))
+    for _, size, file in sorted(found, reverse=True):
+        with _unused(file) as unused:
+            if not unused:
+                continue
+            if kept + size <= room:
+                kept += size
+            else:
                 file.unlink()
                 log.info("deleted %s: of other weights or settings", file)
-            finally:
-                os.close(descriptor)
+    return kept
+
+
+@contextmanager
+def _unused(file: Path) -> Iterator[bool]:
+    """Whether no other process has the file open; none can meanwhile."""
+    try:
+        descriptor = os.open(file, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError:  # gone, or not ours
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unused = True
+    except OSError:
+        unused = False
+    try:
+        yield unused
+    finally:
+        os.close(descriptor)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -90,14 +91,13 @@ class LLM:
     ) -> list[Result]:
         """Complete the prompts, texts or token ids, together; the results are in their order.
 
-        Prompt i samples with the seed `sampling.seed + i`.
+        Prompt i samples with the seed `sampling.seed + i`. Raises ContextLength or BadRequest,
+        which names the prompt, before any is computed.
         """
         sampling = sampling or self.defaults
         texts = [prompts] if isinstance(prompts, str) else prompts
-        made = [self._prompts.complete(prompt, echo=False) for prompt in texts]
         choices = [
-            self._choice(index, prompt, sampling, stop, continues=True)
-            for index, prompt in enumerate(made)
+            self._completion(index, prompt, sampling, stop) for index, prompt in enumerate(texts)
         ]
         chunks: list[list[Chunk]] = [[] for _ in choices]
         for chunk in self._run(choices):
@@ -172,6 +172,17 @@ class LLM:
         prompt = self._prompts.chat(rendering.result(), guarded.mark)
         return self._choice(0, prompt, sampling or self.defaults, stop, continues=False)
 
+    def _completion(
+        self, index: int, prompt: str | Sequence[int], sampling: Sampling, stop: Sequence[str]
+    ) -> Choice:
+        try:
+            made = self._prompts.complete(
+                prompt if isinstance(prompt, str) else _ids(prompt), echo=False
+            )
+            return self._choice(index, made, sampling, stop, continues=True)
+        except BadRequest as error:
+            raise type(error)(f"prompts[{index}]: {error.message}", param=error.param) from error
+
     def _choice(
         self,
         index: int,
@@ -219,6 +230,14 @@ def _locate(model: str | Path) -> tuple[str, Path]:
         return path.resolve().name, path
     found = resolve(str(model), Path(load_config().home).expanduser())
     return found.name, found.path
+
+
+def _ids(tokens: Sequence[int]) -> list[int]:
+    """Integers of any kind, numpy's too."""
+    try:
+        return [operator.index(token) for token in tokens]
+    except TypeError as error:
+        raise BadRequest(f"token ids must be integers: {error}", param="prompt") from error
 
 
 def _message(turn: Turn) -> Message:

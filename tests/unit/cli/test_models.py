@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from mainspring.config import ModelConfig
 from mainspring.registry import EMBEDDED
+from mainspring.runtimes.disk import disk_place
 from tests.tiny import CHAT_TEMPLATE, tiny_checkpoint
 from tests.unit.cli.conftest import Run
 
@@ -90,6 +92,25 @@ def test_a_broken_manifest_can_be_removed(run: Run, home: Path, checkpoint: Path
     run("pull", str(checkpoint), "--name", "chat")
     (home / "models/chat/manifest.json").write_text("{")
     assert run("rm", "chat").code == 0
+
+
+@pytest.mark.parametrize("link", [[], ["--link"]])
+def test_what_was_kept_of_prompts_goes_with_the_model(
+    run: Run, home: Path, checkpoint: Path, link: list[str]
+) -> None:
+    run("pull", str(checkpoint), "--name", "chat", *link)
+    served = checkpoint if link else home / "models/chat"
+    config = ModelConfig(prefix_disk=1 << 20)
+    files = []
+    for path in (served, home):
+        (path / "config.json").touch()
+        place = disk_place(path, config, home, "avx2")
+        assert place is not None
+        place.path.parent.mkdir(exist_ok=True)
+        place.path.write_bytes(bytes(1000))
+        files.append(place.path)
+    assert run("rm", "chat").code == 0
+    assert [file.exists() for file in files] == [False, True]
 
 
 def test_a_linked_model(run: Run, home: Path, checkpoint: Path) -> None:

@@ -79,6 +79,24 @@ def test_it_works_where_a_loop_is_running(llm: LLM) -> None:
     assert asyncio.run(notebook())
 
 
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ("x" * 600, "the context"),
+        ([], "at least one"),
+        ([1, 10**6], "vocabulary"),
+        ([1, 2.5], "must be integers"),
+    ],
+)
+def test_a_bad_prompt_is_named_before_any_is_computed(
+    llm: LLM, bad: str | list[int], expected: str
+) -> None:
+    before = llm.stats().steps
+    with pytest.raises(BadRequest, match=rf"prompts\[4\]: .*{expected}"):
+        llm.generate(["a", "b", "c", "d", bad], GREEDY)
+    assert llm.stats().steps == before
+
+
 def test_mistakes(llm: LLM, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(ContextLength):
         llm.generate("x" * 600)
