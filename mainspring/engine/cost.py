@@ -35,11 +35,11 @@ class CostModel:
     step (Franc, Hlavac, Navara 2005: sequential coordinate-wise non-negative least squares). A
     coefficient that recent steps say nothing about keeps its value. Errors being relative, a step
     that a suspended machine or a cold page cache made k times too long weighs 1/k^2. The first
-    guess is the model's arithmetic on a slow machine; the first step sets its scale.
+    guess is the model's arithmetic on a modest machine; the first step sets its scale.
     """
 
     def __init__(self, shape: ModelShape) -> None:
-        operations, bandwidth = 1e11, 1e10
+        operations, bandwidth = 1.5e11, 1e10
         token = 2 * shape.parameters / operations
         self._theta = [
             1e-4 + shape.weight_bytes / bandwidth,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain, takewhile
 
 from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel, StepSize, attended
@@ -15,7 +16,8 @@ from mainspring.types import Event
 __all__ = ["Scheduler", "Work"]
 
 IDLE = 4.0
-"""While nobody decodes, a step may take this many times longer."""
+"""While nobody decodes, a step may take this many times longer. Still longer ones gain nothing:
+a row costs the same from about 100 rows on, and a newcomer waits for the step to end."""
 STEP_TOKENS = 1024
 """Prefill tokens in a step at most, which bounds the memory of activations."""
 LEAST = 8
@@ -48,18 +50,20 @@ class Budget:
         """Something else took so long."""
         self._seconds -= seconds
 
-    def take(self, sequence: Sequence) -> int:
+    def take(self, sequence: Sequence, *, shared: bool) -> int:
         """How many of the sequence's pending tokens the step computes; 0 when the time is used up.
 
         A sequence that wants a single token always gets it. The first prefill of a step always
-        gets something, so that nobody starves; the others are not cut smaller than a block.
+        gets something, so that nobody starves; the others are not cut smaller than a block. One
+        that has `shared` leaves half of what is left.
         """
         pending = sequence.pending
         if pending == 1:
             return 1
         most = self._scored_rows if sequence.scored else STEP_TOKENS
-        fits = self._cost.fitting(self._seconds, sequence.computed)
-        count = min(pending, most, self._tokens, fits)
+        part = 2 if shared else 1
+        fits = self._cost.fitting(self._seconds / part, sequence.computed)
+        count = min(pending, most, self._tokens // part, fits)
         if self._fed and count < min(BLOCK, pending, most):
             return 0
         count = max(count, min(LEAST, pending, most))
@@ -116,7 +120,7 @@ class Scheduler:
         budget = self._budget(decoding)
         work: list[Work] = []
         for sequence in self._each_running():
-            count = budget.take(sequence)
+            count = budget.take(sequence, shared=self._shares(sequence))
             if count and self._allocate(sequence, count, now, step):
                 work.append((sequence, count))
         while budget.open:
@@ -124,7 +128,7 @@ class Scheduler:
             if (admitted := self._admit(now, step)) is None:
                 break
             budget.spend(self._tier.seconds - before)
-            if not (count := budget.take(admitted)):
+            if not (count := budget.take(admitted, shared=self._shares(admitted))):
                 break
             work.append((admitted, count))
         for sequence, _ in work:
@@ -192,6 +196,14 @@ class Scheduler:
         base = self._cost.predict(StepSize(sum(rows), 0, sum(reads)))
         seconds = self._step_seconds * (1.0 if decoding else IDLE)
         return Budget(self._cost, max(seconds - base, base), self._logit_rows)
+
+    def _shares(self, sequence: Sequence) -> bool:
+        """Whether a shorter prompt is behind this one: it need not wait until this is computed."""
+        if sequence.pending == 1:
+            return False
+        running = takewhile(lambda other: other is not sequence, reversed(self.running))
+        behind = chain(reversed(self.waiting), running)
+        return any(1 < other.pending < sequence.pending for other in behind)
 
     def _each_running(self) -> Iterator[Sequence]:
         """Running sequences by arrival, while preemption may shorten the list from its end."""

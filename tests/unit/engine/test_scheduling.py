@@ -21,7 +21,7 @@ from tests.unit.engine.toy import (
 
 
 def test_a_long_prompt_is_cut_while_others_decode_and_nobody_starves() -> None:
-    engine = toy_engine(step_seconds=0.02, blocks=64)  # 20 rows of the Toy
+    engine = toy_engine(step_seconds=0.02, blocks=64, speculation=False)  # 20 rows of the Toy
     engine.add("stream", prompt(5), greedy(60))
     engine.step()
     engine.add("long", prompt(400, 1), greedy(2))
@@ -44,6 +44,34 @@ def test_prompts_that_do_not_fit_a_step_are_computed_one_after_the_other() -> No
         for id, found in outputs.items()
     }
     assert steps["a"][-1] < steps["b"][0]
+
+
+def test_a_short_prompt_does_not_wait_for_the_long_ones_before_it() -> None:
+    engine = toy_engine(step_seconds=0.02, blocks=64)  # 80 rows of the Toy
+    run_one(engine, prompt(40), GREEDY)  # what a row costs is known
+    engine.add("long", prompt(450, 1), greedy(1))
+    engine.add("longer", prompt(480, 2), greedy(1))
+    for _ in range(2):
+        engine.step()
+    now = engine.stats().steps
+    for i in range(3):
+        engine.add(f"short{i}", prompt(12, 5 + i), greedy(1))
+    outputs = finish_all(engine)
+    first = {id: found[-1].times[0].step for id, found in outputs.items()}
+    assert all(first[f"short{i}"] <= now + 2 for i in range(3)), first
+    assert first["long"] < first["longer"]
+
+
+def test_a_long_prompt_gets_half_of_every_step() -> None:
+    engine = toy_engine(step_seconds=0.02, blocks=64, prefix_cache=False)
+    engine.add("long", prompt(450, 1), greedy(1))
+    outputs = []
+    for i in range(40):
+        engine.add(f"short{i}", prompt(36, i), greedy(1))
+        outputs += engine.step()
+    (found,) = [output for output in outputs if output.id == "long"]
+    chunks = [e.tokens for e in found.events if e.name == "prefill"]
+    assert all(30 <= chunk <= 82 for chunk in chunks[2:-1]), chunks
 
 
 def test_while_nobody_decodes_a_step_is_longer() -> None:
