@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mainspring.engine.batch import Batch
+from mainspring.engine.draft import Draft
+from mainspring.engine.engine import Engine, EngineConfig
+from mainspring.engine.sequence import Sequence
+from mainspring.engine.speculation import TRIAL_SHARE, Speculation
+from mainspring.kernels import Array, Cache, load_kernels
+from mainspring.types import EngineStats, Sampling
+from tests.unit.engine.test_draft import Reciter
+from tests.unit.engine.test_invariance import CONTEXT, Storm, native
+from tests.unit.engine.toy import Clock, Toy, finish_all, greedy, prompt, run_one, tokens_of
+
+STEP = 0.05
+SMALL = 0.1
+"""of the large model's step, what the draft model's takes"""
+SAMPLED = Sampling(temperature=1.0, seed=7, max_tokens=120, ignore_eos=True)
+
+
+def engine_with(
+    draft: Any, *, model: Any = None, small: float = SMALL, **config: Any
+) -> Engine:
+    """An Engine whose steps take STEP, and the draft model's `small` of that."""
+    kernels = load_kernels("reference")
+    model = model or Toy(kernels)
+    model.clock = clock = Clock()
+    model.step_seconds = STEP
+    if draft is not None:
+        draft.clock, draft.step_seconds, draft.row_seconds = clock, small * STEP, 1e-4
+    settings: dict[str, Any] = {"blocks": 32, "dtype": "float32", **config}
+    return Engine(model, kernels, EngineConfig(**settings), clock, draft)
+
+
+def toy(seed: int = 0) -> Toy:
+    return Toy(load_kernels("reference"), seed=seed)
+
+
+def share(stats: EngineStats, engine: Engine) -> float:
+    """Of all the time, what the draft model took."""
+    return stats.draft_model.seconds / engine._clock()  # its Clock began at 0
+
+
+# Gain ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampling", [greedy(120), SAMPLED])
+def test_a_draft_that_agrees_makes_steps_few(sampling: Sampling) -> None:
+    plain = run_one(engine_with(None, speculation=False), prompt(40), sampling)
+    engine = engine_with(toy())
+    outputs = run_one(engine, prompt(40), sampling)
+    assert tokens_of(outputs) == tokens_of(plain)
+    assert len(outputs) < len(plain) / 3
+    stats = engine.stats()
+    assert stats.draft_model.accepted >= 0.9 * stats.draft_model.tokens
+    assert stats.draft_tokens >= stats.draft_model.tokens > 60
+
+
+def test_a_draft_that_knows_nothing_is_only_tried() -> None:
+    engine = engine_with(toy(seed=99))
+    for turn in range(5):
+        outputs = run_one(engine, prompt(40, turn), Sampling(seed=turn, max_tokens=300))
+    stats = engine.stats()
+    assert 0 < stats.draft_model.tokens < 60
+    assert share(stats, engine) < 2 * TRIAL_SHARE
+    assert tokens_of(outputs)
+
+
+def test_a_draft_as_slow_as_the_model_is_tried_once() -> None:
+    engine = engine_with(toy(), small=1.0)
+    for turn in range(3):
+        run_one(engine, prompt(40, turn), greedy(150))
+    assert engine.stats().draft_model.tokens <= 8
+
+
+def test_trust_comes_back_when_the_draft_gets_better() -> None:
+    class Fickle(Reciter):
+        """Recites once it is `good`."""
+
+        good = False
+
+        def forward(self, batch: Batch, cache: Cache) -> Array:
+            self.gain = 1e4 if self.good else 0.0
+            return super().forward(batch, cache)
+
+    draft = Fickle()
+    engine = engine_with(draft, model=Reciter())
+    for turn in range(3):
+        run_one(engine, prompt(40, turn), greedy(200))
+    before = engine.stats().draft_model
+    draft.good = True
+    for turn in range(4):
+        steps = len(run_one(engine, prompt(40, turn), greedy(200)))
+    after = engine.stats().draft_model
+    assert before.tokens < 40 and before.accepted == 0
+    assert steps < 100 and after.accepted - before.accepted > 100
+
+
+# What its cache holds -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every wrong guess of a draft model, by its sequence."""
+    found: list[str] = []
+    learn = Speculation._learn
+
+    def note(speculation: Speculation, sequence: Sequence, right: bool) -> None:
+        if not right:
+            found.append(sequence.id)
+        learn(speculation, sequence, right)
+
+    monkeypatch.setattr(Speculation, "_learn", note)
+    return found
+
+
+def only_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Draft, "guess", lambda *_: [])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_copy_is_never_wrong_whatever_happens(
+    seed: int, wrong: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So every row that it reads is right: over prefix hits, preemptions, chunks, replays."""
+    only_the_draft(monkeypatch)
+    kernels = native()
+    weather = Storm(kernels, 400 + seed, draft=Toy(kernels, context=CONTEXT, seed=400 + seed))
+    weather.rage(150)
+    weather.compare()
+    assert weather.accepted > 100 and not wrong
+
+
+def test_a_shared_prefix_is_computed_once() -> None:
+    draft = toy()
+    engine = engine_with(draft)
+    shared = prompt(96)
+    run_one(engine, [*shared, 5], greedy(30))
+    rows = count_rows(draft)
+    run_one(engine, [*shared, 6], greedy(30))
+    assert 1 <= len(rows[0]) <= 2 and rows[0][0] >= 96
+
+
+def count_rows(model: Toy) -> list[list[int]]:
+    """The positions of each of the model's batches from now on."""
+    positions: list[list[int]] = []
+    forward = model.forward
+
+    def watched(batch: Batch, cache: Cache) -> Array:
+        positions.append(batch.positions.tolist())
+        return forward(batch, cache)
+
+    model.forward = watched  # type: ignore[method-assign]
+    return positions
+
+
+def test_a_long_prompt_is_caught_up_in_pieces_and_only_where_that_pays() -> None:
+    draft = toy()
+    engine = engine_with(draft, blocks=64)
+    draft.row_seconds = 1e-3
+    run_one(engine, prompt(20), greedy(60))
+    rows = count_rows(draft)
+    run_one(engine, prompt(450, 1), greedy(6))
+    assert not rows
+    outputs = run_one(engine, prompt(450, 2), greedy(60))
+    assert 1 < sum(len(batch) > 8 for batch in rows)
+    assert max(map(len, rows)) * draft.row_seconds <= 1.1 * STEP
+    assert len(outputs) < 45
+
+
+def test_a_draft_of_a_shorter_context_guesses_as_far_as_it_reaches() -> None:
+    draft = toy()
+    draft.shape = replace(draft.shape, context=100)
+    engine = engine_with(draft)
+    rows = count_rows(draft)
+    long = run_one(engine, prompt(40), greedy(150))
+    assert tokens_of(long) == tokens_of(
+        run_one(engine_with(None, speculation=False), prompt(40), greedy(150))
+    )
+    assert 90 <= max(map(max, rows)) < 100
+
+
+# Failures -----------------------------------------------------------------------------------------
+
+
+def test_a_draft_that_fails_is_let_go(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(Toy):
+        def forward(self, batch: Batch, cache: Cache) -> Array:
+            if self.forwards > 20:
+                raise ZeroDivisionError("a bug")
+            return super().forward(batch, cache)
+
+    draft = Broken(load_kernels("reference"))
+    engine = engine_with(draft)
+    with caplog.at_level(logging.ERROR):
+        outputs = run_one(engine, prompt(40), SAMPLED)
+    plain = run_one(engine_with(None, speculation=False), prompt(40), SAMPLED)
+    assert tokens_of(outputs) == tokens_of(plain)
+    assert draft.forwards == 21 and len(caplog.records) == 1
+
+
+def test_a_draft_that_says_no_numbers_is_no_failure() -> None:
+    class Mute(Toy):
+        def forward(self, batch: Batch, cache: Cache) -> Array:
+            logits = super().forward(batch, cache)
+            logits[batch.positions[batch.logit_rows] > 60] = np.nan
+            return logits
+
+    draft = Mute(load_kernels("reference"))
+    engine = engine_with(draft)
+    outputs = run_one(engine, prompt(40), SAMPLED)
+    plain = run_one(engine_with(None, speculation=False), prompt(40), SAMPLED)
+    assert tokens_of(outputs) == tokens_of(plain) and outputs[-1].error is None
+    assert 15 <= engine.stats().draft_model.accepted <= 30
