@@ -24,9 +24,7 @@ SMALL = 0.1
 SAMPLED = Sampling(temperature=1.0, seed=7, max_tokens=120, ignore_eos=True)
 
 
-def engine_with(
-    draft: Any, *, model: Any = None, small: float = SMALL, **config: Any
-) -> Engine:
+def engine_with(draft: Any, *, model: Any = None, small: float = SMALL, **config: Any) -> Engine:
     """An Engine whose steps take STEP, and the draft model's `small` of that."""
     kernels = load_kernels("reference")
     model = model or Toy(kernels)
