@@ -24,11 +24,11 @@ UNGUESSED = 100
 """After so many steps without guesses, one sequence's are computed if they seem worth it at ..."""
 CHEAP = 0.2
 """... this cost: what rows cost is known only from steps of different numbers of them."""
-TRIAL = 4
+TRIAL = 2
 """Guesses of a draft model that is not trusted, to see whether it should be."""
 TRIAL_SHARE = 0.01
-"""Of the time, what such trials take; the first is free."""
-HITS, TRIALS = 0.5, 2.0
+"""Of the time, what such trials take; the first needs no credit."""
+HITS, TRIALS = 0.2, 2.0
 """What is believed of a draft model before the first trial, and how firmly."""
 FIRM = 4.0
 """So many trials of a sequence count as much as what is believed of the draft model in general."""
@@ -223,7 +223,8 @@ class Speculation:
             if not sequence.guesses:
                 self._learn(sequence, False)
         if [sequence.id for sequence, _ in wishes] == [self._tried]:
-            self._debt += self.seconds
+            rows = sum(len(s.guesses) * self._cost.row(len(s.tokens)) for s in ready)
+            self._debt += self.seconds + rows
             self._tried = "" if ready else self._tried
 
     def _learn(self, sequence: Sequence, right: bool) -> None:

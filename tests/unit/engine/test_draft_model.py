@@ -16,7 +16,7 @@ from mainspring.kernels import Array, Cache, load_kernels
 from mainspring.types import EngineStats, Sampling
 from tests.unit.engine.test_draft import Reciter
 from tests.unit.engine.test_invariance import CONTEXT, Storm, native
-from tests.unit.engine.toy import Clock, Toy, finish_all, greedy, prompt, run_one, tokens_of
+from tests.unit.engine.toy import Clock, Toy, greedy, prompt, run_one, tokens_of
 
 STEP = 0.05
 SMALL = 0.1
@@ -167,7 +167,7 @@ def test_a_long_prompt_is_caught_up_in_pieces_and_only_where_that_pays() -> None
     run_one(engine, prompt(450, 1), greedy(6))
     assert not rows
     outputs = run_one(engine, prompt(450, 2), greedy(60))
-    assert 1 < sum(len(batch) > 8 for batch in rows)
+    assert sum(len(batch) > 8 for batch in rows) > 1
     assert max(map(len, rows)) * draft.row_seconds <= 1.1 * STEP
     assert len(outputs) < 45
 
