@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from mainspring.engine.draft import Draft
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.sequence import Sequence
 from mainspring.engine.speculation import TRIAL_SHARE, Speculation
-from mainspring.kernels import Array, Cache, load_kernels
+from mainspring.engine.weights import load_model
+from mainspring.kernels import Array, Cache, Format, load_kernels
 from mainspring.types import EngineStats, Sampling
+from tests.tiny import tiny_checkpoint
 from tests.unit.engine.test_draft import Reciter
 from tests.unit.engine.test_invariance import CONTEXT, Storm, native
 from tests.unit.engine.toy import Clock, Toy, greedy, prompt, run_one, tokens_of
@@ -43,6 +46,10 @@ def toy(seed: int = 0) -> Toy:
 def share(stats: EngineStats, engine: Engine) -> float:
     """Of all the time, what the draft model took."""
     return stats.draft_model.seconds / engine._clock()  # its Clock began at 0
+
+
+def only_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Draft, "guess", lambda *_: [])
 
 
 # Gain ---------------------------------------------------------------------------------------------
@@ -77,7 +84,9 @@ def test_a_draft_as_slow_as_the_model_is_tried_once() -> None:
     assert engine.stats().draft_model.tokens <= 8
 
 
-def test_trust_comes_back_when_the_draft_gets_better() -> None:
+def test_trust_comes_back_when_the_draft_gets_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    only_the_draft(monkeypatch)
+
     class Fickle(Reciter):
         """Recites once it is `good`."""
 
@@ -96,7 +105,7 @@ def test_trust_comes_back_when_the_draft_gets_better() -> None:
     for turn in range(4):
         steps = len(run_one(engine, prompt(40, turn), greedy(200)))
     after = engine.stats().draft_model
-    assert before.tokens < 40 and before.accepted == 0
+    assert before.tokens < 60 and before.accepted < 5
     assert steps < 100 and after.accepted - before.accepted > 100
 
 
@@ -118,10 +127,6 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-def only_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Draft, "guess", lambda *_: [])
-
-
 @pytest.mark.parametrize("seed", range(4))
 def test_a_copy_is_never_wrong_whatever_happens(
     seed: int, wrong: list[str], monkeypatch: pytest.MonkeyPatch
@@ -133,6 +138,29 @@ def test_a_copy_is_never_wrong_whatever_happens(
     weather.rage(150)
     weather.compare()
     assert weather.accepted > 100 and not wrong
+
+
+@pytest.mark.parametrize("format", ["bf16", "int4"])
+def test_a_copy_of_a_real_checkpoint_is_never_wrong(
+    format: Format, tmp_path: Path, wrong: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only_the_draft(monkeypatch)
+    kernels = native()
+    path = tiny_checkpoint(tmp_path / "tiny", max_position_embeddings=CONTEXT)
+    model, draft = (load_model(path, kernels, format=format) for _ in range(2))
+    weather = Storm(kernels, 6, model, "int8", draft)
+    weather.rage(60)
+    weather.compare()
+    assert not wrong
+
+
+def test_prompts_that_come_back_from_a_tier_are_computed_again(wrong: list[str]) -> None:
+    engine = engine_with(toy(), blocks=6, prefix_memory=1 << 20)
+    for seed in (1, 2, 1):
+        run_one(engine, prompt(100, seed), greedy(40))
+    stats = engine.stats()
+    assert stats.tier.memory_tokens > 0 and stats.draft_model.accepted > 60
+    assert not wrong
 
 
 def test_a_shared_prefix_is_computed_once() -> None:
@@ -215,4 +243,4 @@ def test_a_draft_that_says_no_numbers_is_no_failure() -> None:
     outputs = run_one(engine, prompt(40), SAMPLED)
     plain = run_one(engine_with(None, speculation=False), prompt(40), SAMPLED)
     assert tokens_of(outputs) == tokens_of(plain) and outputs[-1].error is None
-    assert 15 <= engine.stats().draft_model.accepted <= 30
+    assert 8 <= engine.stats().draft_model.accepted <= 21 and draft.forwards < 80
