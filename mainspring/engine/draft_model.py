@@ -19,6 +19,8 @@ LEAST = 8
 
 Wish = tuple[Sequence, int]
 """A sequence and how many guesses it wants, at least 1."""
+Span = tuple[Sequence, int, int, int]
+"""A sequence, its wish, and from where to where its tokens are computed."""
 
 
 class DraftModel:
@@ -53,51 +55,58 @@ class DraftModel:
 
     def lag(self, sequence: Sequence) -> int:
         """Rows to compute before the first guess, at least 1."""
-        for digest, block in zip(
-            sequence.digests[sequence.drafted // BLOCK :],
-            sequence.blocks[sequence.drafted // BLOCK :],
-            strict=False,
-        ):
-            if self._digests[block] != digest:
-                break
-            sequence.drafted = (sequence.drafted // BLOCK + 1) * BLOCK
+        full = sequence.drafted // BLOCK
+        known = min(len(sequence.digests), len(sequence.blocks))
+        while full < known and self._digests[sequence.blocks[full]] == sequence.digests[full]:
+            full += 1
+            sequence.drafted = full * BLOCK
         return max(1, len(sequence.tokens) - sequence.drafted)
 
     def guess(self, wishes: list[Wish], room: int) -> list[Sequence]:
         """Set the guesses of those sequences that have caught up, and return those.
 
         Each gets as many as it wishes, or fewer where a row holds no numbers; the others get
-        none yet. Together about `room` rows of lag are computed, and of each sequence LEAST. A
-        sequence holds the blocks of its guesses.
+        none yet. Together about `room` rows of lag are computed, and of each sequence LEAST; what
+        two sequences share is left to the first. A sequence holds the blocks of its guesses.
         """
-        pieces: list[Piece] = []
-        rows: list[int] = []
-        ready: list[Wish] = []
-        end = 0
+        spans: list[Span] = []
+        written: set[int] = set()
         for sequence, wish in wishes:
             sequence.guesses = []
             lag = self.lag(sequence)
+            first = len(sequence.tokens) - lag
+            if sequence.blocks[first // BLOCK] in written:
+                continue
             count = min(lag, max(room, LEAST))
             room -= count
-            end += count
-            first = len(sequence.tokens) - lag
-            pieces.append((sequence.tokens[first : first + count], first, sequence.table))
-            if count == lag:
-                ready.append((sequence, wish))
-                rows.append(end - 1)
-        drawn = self._compute(pieces, rows, [sequence for sequence, _ in ready])
-        for (sequence, wish), (new, first, _) in zip(wishes, pieces, strict=True):
-            self._forget(sequence, first, first + len(new) + wish)
-            self._count(sequence, first + len(new))
-        self._go_on(ready, drawn)
-        return [sequence for sequence, _ in ready]
+            spans.append((sequence, wish, first, first + count))
+            written.update(self._forget(sequence, first, first + count + wish))
+        return self._go_on(*self._catch_up(spans))
 
     def accept(self, sequence: Sequence, right: int) -> None:
         """So many of its guesses were right and are now its tokens; their rows are computed."""
         self._count(sequence, sequence.drafted + right)
 
-    def _go_on(self, ready: list[Wish], drawn: list[int]) -> None:
+    def _catch_up(self, spans: list[Span]) -> tuple[list[Wish], list[int]]:
+        """Compute rows of tokens; for those who thereby reach their last, what they draw."""
+        pieces: list[Piece] = []
+        rows: list[int] = []
+        ready: list[Wish] = []
+        total = 0
+        for sequence, wish, first, end in spans:
+            pieces.append((sequence.tokens[first:end], first, sequence.table))
+            total += end - first
+            if end == len(sequence.tokens):
+                ready.append((sequence, wish))
+                rows.append(total - 1)
+        drawn = self._compute(pieces, rows, [sequence for sequence, _ in ready])
+        for sequence, _, _, end in spans:
+            self._count(sequence, end)
+        return ready, drawn
+
+    def _go_on(self, ready: list[Wish], drawn: list[int]) -> list[Sequence]:
         """Append what was drawn to the guesses and draw the next, as long as any is wished."""
+        guessing = [sequence for sequence, _ in ready]
         while ready:
             going: list[Wish] = []
             for (sequence, wish), token in zip(ready, drawn, strict=True):
@@ -111,6 +120,7 @@ class DraftModel:
                 ([s.guesses[-1]], len(s.tokens) + len(s.guesses) - 1, s.table) for s in sequences
             ]
             drawn = self._compute(pieces, list(range(len(ready))), sequences) if ready else []
+        return guessing
 
     def _compute(self, pieces: list[Piece], rows: list[int], drawing: list[Sequence]) -> list[int]:
         """Compute the pieces; the tokens that `drawing` draw from these rows, -1 for none."""
@@ -123,10 +133,12 @@ class DraftModel:
         self.cost.observe(self._runner.size(batch), seconds)
         return drawn
 
-    def _forget(self, sequence: Sequence, start: int, end: int) -> None:
-        """Rows `start` to `end` are written: what their blocks held before is gone."""
-        for block in sequence.blocks[start // BLOCK : -(-end // BLOCK)]:
+    def _forget(self, sequence: Sequence, start: int, end: int) -> list[int]:
+        """Rows `start` to `end` will be written: what their blocks held is gone; returns those."""
+        blocks = sequence.blocks[start // BLOCK : -(-end // BLOCK)]
+        for block in blocks:
             self._digests[block] = None
+        return blocks
 
     def _count(self, sequence: Sequence, rows: int) -> None:
         """The first `rows` rows are computed: others that share the full blocks can read them."""

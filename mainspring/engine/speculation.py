@@ -187,6 +187,8 @@ class Speculation:
         share = self._share(draft, length, part, sharing) + self._cost.row(length) / part.each
         most = min(self._most(sequence), draft.context - length)
         count, speed = worth(lambda _: chance, most, share)
+        if not count:
+            return 0
         saved = part.each * (1 - 1 / speed) * min(sequence.limit - length, HORIZON)
         behind = draft.cost.prefill(draft.lag(sequence) - 1, sequence.drafted)
         return count if saved > behind else 0

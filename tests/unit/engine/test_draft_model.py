@@ -19,7 +19,7 @@ from mainspring.types import EngineStats, Sampling
 from tests.tiny import tiny_checkpoint
 from tests.unit.engine.test_draft import Reciter
 from tests.unit.engine.test_invariance import CONTEXT, Storm, native
-from tests.unit.engine.toy import Clock, Toy, greedy, prompt, run_one, tokens_of
+from tests.unit.engine.toy import Clock, Toy, finish_all, greedy, prompt, run_one, tokens_of
 
 STEP = 0.05
 SMALL = 0.1
@@ -171,6 +171,18 @@ def test_a_shared_prefix_is_computed_once() -> None:
     rows = count_rows(draft)
     run_one(engine, [*shared, 6], greedy(30))
     assert 1 <= len(rows[0]) <= 2 and rows[0][0] >= 96
+
+
+def test_what_choices_share_is_computed_by_one_of_them(wrong: list[str]) -> None:
+    draft = toy()
+    engine = engine_with(draft)
+    run_one(engine, prompt(10), greedy(40))
+    rows = count_rows(draft)
+    for i in range(4):
+        engine.add(str(i), prompt(200, 1), Sampling(seed=i, max_tokens=40, ignore_eos=True))
+    outputs = finish_all(engine)
+    assert max(map(len, outputs.values())) < 30 and not wrong
+    assert sum(positions.count(100) for positions in rows) == 1
 
 
 def count_rows(model: Toy) -> list[list[int]]:
