@@ -28,7 +28,7 @@ TRIAL = 2
 """Guesses of a draft model that is not trusted, to see whether it should be."""
 TRIAL_SHARE = 0.01
 """Of the time, what such trials take; the first needs no credit."""
-HITS, TRIALS = 0.2, 2.0
+HITS, TRIALS = 0.1, 0.5
 """What is believed of a draft model before the first trial, and how firmly."""
 FIRM = 4.0
 """So many trials of a sequence count as much as what is believed of the draft model in general."""
