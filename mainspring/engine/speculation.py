@@ -26,7 +26,7 @@ CHEAP = 0.2
 """... this cost: what rows cost is known only from steps of different numbers of them."""
 TRIAL = 2
 """Guesses of a draft model that is not trusted, to see whether it should be."""
-TRIAL_SHARE = 0.01
+TRIAL_SHARE = 0.005
 """Of the time, what such trials take; the first needs no credit."""
 HITS, TRIALS = 0.1, 0.5
 """What is believed of a draft model before the first trial, and how firmly."""
@@ -179,7 +179,7 @@ class Speculation:
             if len(kept) == len(wishes):
                 return kept
             wishes = kept
-        return self._trial(draft, asked, part)
+        return self._trial(draft, asked)
 
     def _wish(self, draft: DraftModel, sequence: Sequence, part: Part, sharing: int) -> int:
         """How many guesses pay, when `sharing` sequences share the draft model's steps."""
@@ -193,23 +193,19 @@ class Speculation:
         behind = draft.cost.prefill(draft.lag(sequence) - 1, sequence.drafted)
         return count if saved > behind else 0
 
-    def _trial(self, draft: DraftModel, asked: list[Sequence], part: Part) -> list[Wish]:
-        """A single sequence's guesses now and then, if right ones would pay."""
+    def _trial(self, draft: DraftModel, asked: list[Sequence]) -> list[Wish]:
+        """A single sequence's guesses now and then: what they cost now shows from them, too."""
         able = [s for s in asked if min(self._most(s), draft.context - len(s.tokens)) >= TRIAL]
         if not able or (self._debt and all(s.id != self._tried for s in able)):
             return []
         tried = min(able, key=lambda s: (s.id != self._tried, draft.lag(s)))
-        share = self._share(draft, len(tried.tokens), part, len(asked))
-        row = min(CHEAP, self._cost.row(len(tried.tokens)) / part.each)
-        if draft.cost.observed and not worth(lambda _: 1.0, 1, share + row)[0]:
-            return []
         self._tried = tried.id
         return [(tried, TRIAL)]
 
     def _draw(self, draft: DraftModel, wishes: list[Wish], part: Part) -> None:
-        """Let the draft model guess. While it catches up, a step at most doubles."""
+        """Let the draft model guess. While it catches up, a step about doubles at most."""
         before = draft.seconds
-        room = min(STEP_TOKENS, draft.cost.fitting(part.step, 0))
+        room = max(BLOCK, min(STEP_TOKENS, draft.cost.fitting(part.step, 0)))
         try:
             ready = draft.guess(wishes, room)
         except Exception:

@@ -77,11 +77,11 @@ def test_a_draft_that_knows_nothing_is_only_tried() -> None:
     assert tokens_of(outputs)
 
 
-def test_a_draft_as_slow_as_the_model_is_tried_once() -> None:
+def test_a_draft_as_slow_as_the_model_is_only_tried() -> None:
     engine = engine_with(toy(), small=1.0)
     for turn in range(3):
         run_one(engine, prompt(40, turn), greedy(150))
-    assert engine.stats().draft_model.tokens <= 8
+    assert share(engine.stats(), engine) < 2 * TRIAL_SHARE
 
 
 def test_trust_comes_back_when_the_draft_gets_better(monkeypatch: pytest.MonkeyPatch) -> None:
