@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec import structs
 
 from mainspring.engine.batch import Batch
 from mainspring.engine.draft import Draft
@@ -65,6 +66,22 @@ def test_a_draft_that_agrees_makes_steps_few(sampling: Sampling) -> None:
     stats = engine.stats()
     assert stats.draft_model.accepted >= 0.9 * stats.draft_model.tokens
     assert stats.draft_tokens >= stats.draft_model.tokens > 60
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"repetition_penalty": 1.3, "frequency_penalty": 0.1},
+        {"logit_bias": {5: 4.0}, "min_tokens": 50, "stop_token_ids": (5,), "ignore_eos": False},
+    ],
+)
+def test_log_probabilities_are_the_same(changes: dict[str, Any]) -> None:
+    sampling = structs.replace(SAMPLED, logprobs=2, **changes)
+    plain = run_one(engine_with(None, speculation=False), prompt(40), sampling)
+    outputs = run_one(engine_with(toy()), prompt(40), sampling)
+    assert tokens_of(outputs) == tokens_of(plain) and len(outputs) < len(plain)
+    assert [p for o in outputs for p in o.logprobs] == [p for o in plain for p in o.logprobs]
 
 
 def test_a_draft_that_knows_nothing_is_only_tried() -> None:
@@ -127,17 +144,35 @@ def wrong(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("seed", range(4))
+def storm(seed: int, draft_seed: int, steps: int) -> Storm:
+    kernels = native()
+    weather = Storm(kernels, seed, draft=Toy(kernels, context=CONTEXT, seed=draft_seed))
+    weather.rage(steps)
+    weather.compare()
+    return weather
+
+
+@pytest.mark.parametrize("seed", range(400, 404))
 def test_a_copy_is_never_wrong_whatever_happens(
     seed: int, wrong: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So every row that it reads is right: over prefix hits, preemptions, chunks, replays."""
     only_the_draft(monkeypatch)
-    kernels = native()
-    weather = Storm(kernels, 400 + seed, draft=Toy(kernels, context=CONTEXT, seed=400 + seed))
-    weather.rage(150)
-    weather.compare()
-    assert weather.accepted > 100 and not wrong
+    assert storm(seed, seed, 150).accepted > 100 and not wrong
+
+
+def test_another_model_changes_no_text(wrong: list[str]) -> None:
+    storm(404, 1, 150)
+    assert wrong
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_copy_is_never_wrong_at_length(wrong: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    only_the_draft(monkeypatch)
+    for seed in range(3000, 3100):
+        storm(seed, seed, 400)
+    assert not wrong
 
 
 @pytest.mark.parametrize("format", ["bf16", "int4"])
