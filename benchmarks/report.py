@@ -116,18 +116,20 @@ def streams_table(result: dict[str, Any]) -> str:
 
 
 def speculation_table(result: dict[str, Any]) -> str:
-    """One result of speculation.py; "loop" repeats itself, "random" never does."""
+    """One result of speculation.py: the time off over the time on."""
     rows = [
         [
-            row["cell"],
+            row["text"],
+            "none" if row["agreement"] is None else f"right at {row['agreement']:.0%}",
+            row["temperature"],
             row["sequences"],
-            statistics.median(row["off_tokens_per_second"]),
-            statistics.median(row["on_tokens_per_second"]),
             row["ratio"],
+            f"{row['steps_off']} / {row['steps_on']}",
         ]
         for row in result["rows"]
     ]
-    return "## Speculation\n\n" + table(["text", "sequences", "off", "on", "ratio"], rows)
+    head = ["text", "draft model", "temperature", "sequences", "ratio", "steps off / on"]
+    return "## Speculation\n\n" + table(head, rows)
 
 
 def start_table(result: dict[str, Any]) -> str:

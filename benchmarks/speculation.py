@@ -11,9 +11,14 @@ the same for all sequences, so guesses are right exactly where that text repeats
     new     tokens at random of the whole vocabulary: nothing to guess; what looking costs
     own     nothing planted: the weights' own text, which repeats itself when greedy and not else
 
-No cell says what a real task gains: that depends on how much of its output stands in its input.
-Both sides must give the same tokens. `cpu` is the ratio of the process's CPU time, which other
-load on the machine disturbs least (take --threads 1 then: threads that wait spin).
+In cells with `agreement` a draft model guesses too, for "new", where lookup finds nothing. It is
+real in cost, too: random weights of DRAFT_SHAPE, about a seventh of the 0.5B shape. What it agrees
+with is planted: it says the same token at so many of the positions, and another at the others.
+
+No cell says what a real task gains: that depends on how much of its output stands in its input,
+and on how often a trained draft model agrees. Both sides must give the same tokens. `cpu` is the
+ratio of the process's CPU time, which other load on the machine disturbs least (take --threads 1
+then: threads that wait spin).
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import save
-from benchmarks.shapes import SHAPES
+from benchmarks.shapes import QWEN_05B, SHAPES
 from mainspring.engine.architectures import Architecture, ModelShape
 from mainspring.engine.batch import Batch
 from mainspring.engine.engine import Engine, EngineConfig
@@ -40,7 +45,15 @@ from mainspring.types import Sampling
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("copy", "noise", "new", "own")
-TEMPERATURES = (0.0, 0.8)
+AGREEMENTS = (0.8, 0.3, 0.0)
+DRAFT_SHAPE = {
+    **QWEN_05B,
+    "hidden_size": 384,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 6,
+}
+"""with the vocabulary of the model"""
 PROMPT, OUTPUT = 64, 192
 EDIT = 24
 """one token in so many of a copy is another"""
@@ -85,13 +98,25 @@ def text_of(name: str, vocabulary: int) -> Array | None:
     return text
 
 
+def says(text: Array, agreement: float, vocabulary: int) -> Array:
+    """`text` with another token at all but this share of the positions."""
+    rng = np.random.default_rng(2)
+    other = (text + rng.integers(1, vocabulary, len(text))) % vocabulary
+    return np.where(rng.random(len(text)) < agreement, text, other)
+
+
 def decode(
-    model: Scripted, kernels: Kernels, prompts: Array, temperature: float, speculation: bool
+    model: Scripted,
+    kernels: Kernels,
+    prompts: Array,
+    temperature: float,
+    speculation: bool,
+    draft: Scripted | None,
 ) -> tuple[float, float, list[list[int]], Engine]:
     """Seconds and CPU seconds once every sequence has its first token, all tokens, the Engine."""
     blocks = len(prompts) * (-(-(PROMPT + OUTPUT) // BLOCK) + 1)
     config = EngineConfig(blocks=blocks, prefix_cache=False, speculation=speculation)
-    engine = Engine(model, kernels, config)
+    engine = Engine(model, kernels, config, draft=draft)
     tokens: dict[str, list[int]] = {}
     for seed, prompt in enumerate(prompts.tolist()):
         sampling = Sampling(temperature=temperature, seed=seed, max_tokens=OUTPUT, ignore_eos=True)
@@ -108,12 +133,23 @@ def decode(
 
 
 def compare(
-    model: Architecture, kernels: Kernels, name: str, temperature: float, sequences: int, pairs: int
+    model: Architecture,
+    kernels: Kernels,
+    name: str,
+    temperature: float,
+    sequences: int,
+    pairs: int,
+    draft: Architecture | None = None,
+    agreement: float | None = None,
 ) -> dict[str, Any]:
     """One cell: `pairs` runs of each side, by turns one and the other first."""
-    text = text_of(name, model.shape.vocabulary)
+    vocabulary = model.shape.vocabulary
+    text = text_of(name, vocabulary)
+    small = None
+    if draft is not None and text is not None and agreement is not None:
+        small = Scripted(draft, says(text, agreement, vocabulary))
     rng = np.random.default_rng(1)
-    prompts = rng.integers(1, model.shape.vocabulary, (sequences, PROMPT))
+    prompts = rng.integers(1, vocabulary, (sequences, PROMPT))
     if text is not None:
         prompts[:] = text[:PROMPT]
     walls: list[float] = []
@@ -122,7 +158,9 @@ def compare(
     for turn in range(pairs):
         took = {}
         for side in (False, True) if turn % 2 else (True, False):
-            took[side] = decode(Scripted(model, text), kernels, prompts, temperature, side)
+            took[side] = decode(
+                Scripted(model, text), kernels, prompts, temperature, side, small if side else None
+            )
             stats[side] = took[side][3].stats()
             given.append(took[side][2])
         walls.append(took[False][0] / took[True][0])
@@ -131,6 +169,7 @@ def compare(
         raise RuntimeError(f"{name}: speculation changed the tokens")
     return {
         "text": name,
+        "agreement": agreement,
         "temperature": temperature,
         "sequences": sequences,
         "ratio": round(statistics.median(walls), 3),
@@ -142,6 +181,8 @@ def compare(
         "draft_tokens": stats[True].draft_tokens,
         "accepted_tokens": stats[True].accepted_tokens,
         "output_tokens": stats[True].output_tokens,
+        "model_draft_tokens": stats[True].draft_model.tokens,
+        "draft_seconds": round(stats[True].draft_model.seconds, 3),
     }
 
 
@@ -149,21 +190,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", default="qwen2.5-0.5b")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=TEXTS)
-    parser.add_argument("--temperatures", nargs="+", type=float, default=TEMPERATURES)
-    parser.add_argument("--sequences", nargs="+", type=int, default=(1, 4, 16, 32))
+    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--texts", nargs="*", choices=TEXTS, default=TEXTS)
+    parser.add_argument("--agreements", nargs="*", type=float, default=AGREEMENTS)
+    parser.add_argument("--temperatures", nargs="+", type=float, default=(0.0,))
+    parser.add_argument("--sequences", nargs="+", type=int, default=(1, 4, 16))
     parser.add_argument("--save", action="store_true", help="keep under benchmarks/results/")
     options = parser.parse_args()
     kernels = load_kernels(threads=options.threads)
     model = random_model(SHAPES[options.shape], kernels, format="int8", seed=0)
-    compare(model, kernels, "new", 0.0, 1, 1)  # memory is touched
+    vocabulary = model.shape.vocabulary
+    draft = random_model({**DRAFT_SHAPE, "vocab_size": vocabulary}, kernels, format="int8", seed=1)
+    compare(model, kernels, "new", 0.0, 1, 1, draft, 0.0)  # memory is touched
+    cells = [(name, None) for name in options.texts]
+    cells += [("new", agreement) for agreement in options.agreements]
     rows = []
-    for name in options.texts:
+    for name, agreement in cells:
         for temperature in options.temperatures:
             for sequences in options.sequences:
-                cell = (name, temperature, sequences)
-                rows.append(compare(model, kernels, *cell, options.pairs))
+                cell = (name, temperature, sequences, options.pairs)
+                rows.append(compare(model, kernels, *cell, draft, agreement))
                 print(json.dumps(rows[-1]), flush=True)
     if options.save:
         about = {"kernels": kernels.name, "threads": options.threads, "format": "int8"}

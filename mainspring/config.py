@@ -105,6 +105,13 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         bool,
         _setting("Compute guessed next tokens ahead where text repeats; the text is the same."),
     ] = False
+    draft: Annotated[
+        str,
+        _setting(
+            "With speculation, a small model of the same vocabulary that guesses next tokens: a "
+            "name of `mainspring list` or a directory."
+        ),
+    ] = ""
     threads: Annotated[
         int, _setting("Compute threads of a model; 0: one for each core.", ge=0, le=512)
     ] = 0

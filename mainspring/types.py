@@ -233,6 +233,17 @@ class TierStats(Struct, frozen=True, kw_only=True):
     """that came back from there"""
 
 
+class DraftStats(Struct, frozen=True, kw_only=True):
+    """What the draft model did for all sequences."""
+
+    tokens: int = 0
+    """guesses of its that were computed"""
+    accepted: int = 0
+    """of those, right"""
+    seconds: float = 0.0
+    """that it computed"""
+
+
 class EngineStats(Struct, frozen=True, kw_only=True):
     """Counters since the Worker started and gauges of now, as one Worker reports them."""
 
@@ -264,6 +275,7 @@ class EngineStats(Struct, frozen=True, kw_only=True):
     step_seconds: float = 0.0
     """learned fixed cost of a step"""
     tier: TierStats = TierStats()
+    draft_model: DraftStats = DraftStats()
 
 
 class ModelInfo(Struct, frozen=True, kw_only=True):

@@ -26,7 +26,9 @@ __all__ = ["doctor"]
     "doctor",
     params=[
         *setting_options(Config, "home"),
-        *setting_options(ModelConfig, "context", "kv_memory", "max_running", "threads", "isa"),
+        *setting_options(
+            ModelConfig, "context", "kv_memory", "max_running", "draft", "threads", "isa"
+        ),
     ],
     examples="""
     mainspring doctor
@@ -46,11 +48,13 @@ def doctor(model: str | None, as_json: bool, explain: bool, **flags: Any) -> Non
     tokens a second for 1 and 16 streams, in each format.
     """
     config = config_from(flags)
-    subject = subject_of(model, Path(config.home)) if model else None
+    home, name = Path(config.home), config.defaults.draft
+    subject = subject_of(model, home) if model else None
+    draft = subject_of(name, home).info if subject and name else None
     machine = describe_machine()
     speed, trouble = measured(config.defaults)
     predictions = (
-        predict(subject.info, subject.config, speed, machine.free_bytes, config.defaults)
+        predict(subject.info, subject.config, speed, machine.free_bytes, config.defaults, draft)
         if subject and speed
         else []
     )

@@ -20,7 +20,7 @@ can reach when the machine does nothing else; other load, and heat, make it less
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 from msgspec import Struct
@@ -29,6 +29,7 @@ from mainspring.cli.probe import Speed
 from mainspring.config import ModelConfig
 from mainspring.engine.weights import CheckpointInfo
 from mainspring.errors import InsufficientMemory
+from mainspring.kernels import BLOCK, Format
 from mainspring.runtimes.memory import kv_token_bytes, plan_memory
 
 __all__ = ["PROMPT", "STREAMS", "Prediction", "Work", "predict", "work_of"]
@@ -133,24 +134,35 @@ def predict(
     speed: Speed,
     free: int,
     settings: ModelConfig,
+    draft: CheckpointInfo | None = None,
 ) -> list[Prediction]:
-    """One Prediction for each format that was measured, the largest first."""
+    """One Prediction for each format that was measured, the largest first.
+
+    A draft model counts in memory; its guesses do not count in speed.
+    """
+    both = info.beside(draft) if draft else info
     return [
-        predict_format(info, work_of(info, config), format, speed, free, settings)
-        for format in speed.linear
+        predict_format(info, work_of(info, config), cast(Format, name), speed, free, settings, both)
+        for name in speed.linear
     ]
 
 
 def predict_format(
-    info: CheckpointInfo, work: Work, format: str, speed: Speed, free: int, settings: ModelConfig
+    info: CheckpointInfo,
+    work: Work,
+    format: Format,
+    speed: Speed,
+    free: int,
+    settings: ModelConfig,
+    both: CheckpointInfo,
 ) -> Prediction:
+    """`both` has the bytes of the draft model too."""
     kv = kv_token_bytes(info, settings, format)
-    weight_bytes = dict(info.weight_bytes)[format]  # type: ignore[index]
-    per_parameter = weight_bytes / info.parameters
+    per_parameter = info.weight_bytes[format] / info.parameters
     prediction = Prediction(
         format=format,
-        weight_bytes=weight_bytes,
-        kv_bytes_per_token=kv,
+        weight_bytes=both.weight_bytes[format],
+        kv_bytes_per_token=kv_token_bytes(both, settings, format),
         fits=True,
         first_token_seconds=prompt_seconds(work, per_parameter, format, speed),
         tokens_per_second=1 / decode_seconds(work, per_parameter, kv, format, speed, 1),
@@ -160,10 +172,10 @@ def predict_format(
     )
     quantize = "none" if format == "bf16" else format
     try:
-        plan = plan_memory(info, msgspec.structs.replace(settings, quantize=quantize), format, free)
+        plan = plan_memory(both, msgspec.structs.replace(settings, quantize=quantize), format, free)
     except InsufficientMemory as error:
         return msgspec.structs.replace(prediction, fits=False, advice=error.message)
-    tokens = plan.kv_bytes // kv
+    tokens = plan.blocks * BLOCK
     context = settings.context or info.context
     return msgspec.structs.replace(
         prediction,

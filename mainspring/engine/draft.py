@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 
-__all__ = ["Draft"]
+__all__ = ["MOST", "Draft", "Trust", "worth"]
 
 SHORTEST = 2
 """A guess is made where at least so many of the last tokens came before."""
@@ -20,6 +21,44 @@ HITS, TRIALS = 1.0, 2.0
 """What is believed before the first trial, and how firmly."""
 CAUTION = 1.2
 """A guess must gain so many times what it costs."""
+
+
+def worth(chance: Callable[[int], float], most: int, share: float) -> tuple[int, float]:
+    """How many guesses are worth computing, at most `most`, and how much faster tokens come then.
+
+    `chance(i)` is the chance of guess i to be right if all before it are. `share` is what a guess
+    costs, over what the sequence's part of a step costs without any. A guess is worth its cost
+    when it raises the expected tokens for each second of the step: with k guesses that are right
+    with chances q1 .. qk (all before them being right too), (1 + q1 + .. + qk) / (1 + k * share).
+    """
+    rows = 0
+    right, expected = 1.0, 1.0
+    while rows < most:
+        right *= chance(rows)
+        if right * (1 + share * rows) < CAUTION * share * expected:
+            break
+        expected += right
+        rows += 1
+    return rows, expected / (1 + share * rows)
+
+
+class Trust:
+    """How often guesses were right: hits of trials, the older of which have faded."""
+
+    __slots__ = ("hits", "trials")
+
+    def __init__(self, hits: float = 0.0, trials: float = 0.0) -> None:
+        self.hits = hits
+        self.trials = trials
+
+    def fade(self, left: float) -> None:
+        """What was seen so far counts `left` times as much from now on."""
+        self.hits *= left
+        self.trials *= left
+
+    def learn(self, right: bool) -> None:
+        self.hits += right
+        self.trials += 1
 
 
 class Draft:
@@ -60,27 +99,25 @@ class Draft:
                 return
         self._look_up()
 
-    def guess(self, most: int, share: float) -> list[int]:
-        """The next tokens, as many as are worth computing and at most `most`.
+    @property
+    def chance(self) -> float:
+        """Of the next token's guess to be right; 0 when there is none."""
+        return self._chance(0) if self._source else 0.0
 
-        `share` is what one more row costs, over what the sequence's part of a step costs without
-        it. A row is worth its cost when it raises the expected tokens for each second of the step:
-        with k rows whose guesses are right with chances q1 .. qk (all before them being right
-        too), that is (1 + q1 + .. + qk) / (1 + k * share).
-        """
+    def guess(self, most: int, share: float) -> list[int]:
+        """The next tokens, as many as are worth computing (see `worth`) and at most `most`."""
+        if not self._source:
+            return []
         guesses: list[int] = []
-        chance, expected = 1.0, 1.0
-        while self._source and len(guesses) < min(most, MOST):
-            rows = len(guesses)
-            level = min(self._match + rows, LEVELS)
-            chance *= self._hits[level] / self._trials[level]
-            if chance * (1 + share * rows) < CAUTION * share * expected:
-                break
-            expected += chance
-            place = self._source + rows - len(self._tokens)
+        for row in range(worth(self._chance, min(most, MOST), share)[0]):
+            place = self._source + row - len(self._tokens)
             # A repetition shorter than the draft goes on with the draft itself.
             guesses.append(self._tokens[place] if place < 0 else guesses[place])
         return guesses
+
+    def _chance(self, row: int) -> float:
+        level = min(self._match + row, LEVELS)
+        return self._hits[level] / self._trials[level]
 
     def _look_up(self) -> None:
         """Find the latest of the longest matches. A longer one ends no later than a shorter."""

@@ -13,10 +13,12 @@ from mainspring.engine.architectures import Architecture
 from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel
 from mainspring.engine.disk import DiskPlace
+from mainspring.engine.draft_model import DraftModel
 from mainspring.engine.runner import Runner
 from mainspring.engine.sampler import INTERNAL, Draw, Sampler, check
 from mainspring.engine.scheduler import Scheduler, Work
 from mainspring.engine.sequence import Output, Sequence
+from mainspring.engine.speculation import Speculation
 from mainspring.engine.tier import Tier
 from mainspring.errors import BadRequest, ContextLength, Overloaded
 from mainspring.kernels import BLOCK, Array, Kernels, KvFormat
@@ -60,6 +62,7 @@ class Engine:
     how its prompt was cut, on cache hits, guesses, preemptions or a replay.
 
     `clock` gives seconds that only grow; it stamps the timeline and measures steps.
+    `draft`, a smaller model of the same vocabulary, guesses for this one.
     """
 
     def __init__(
@@ -68,9 +71,10 @@ class Engine:
         kernels: Kernels,
         config: EngineConfig,
         clock: Callable[[], float] = time.monotonic,
+        draft: Architecture | None = None,
     ) -> None:
         shape = model.shape
-        self._model = model
+        self._models = [model] if draft is None else [model, draft]
         self._shape = shape
         self._eos = tuple(token for token in shape.eos if 0 <= token < shape.vocabulary)
         self._config = config
@@ -82,31 +86,30 @@ class Engine:
         self._runner = Runner(model, kernels, blocks=config.blocks, dtype=config.dtype)
         self._tier = Tier(self._runner.cache, config.prefix_memory, config.prefix_disk, clock)
         self._pool = BlockPool(config.blocks, self._tier.keep)
+        logit_rows = max(1, LOGIT_BYTES // (4 * shape.vocabulary))
         self._scheduler = Scheduler(
             self._pool,
             self._tier,
             self._cost,
-            self._decode_cost,
             max_running=config.max_running,
             step_seconds=config.step_seconds,
-            logit_rows=max(1, LOGIT_BYTES // (4 * shape.vocabulary)),
+            logit_rows=logit_rows,
             copy=self._runner.cache.copy_block,
         )
+        guesser = DraftModel(draft, kernels, config.blocks, config.dtype, clock) if draft else None
+        self._speculation = Speculation(self._pool, self._decode_cost, guesser, logit_rows)
         self._sampler = Sampler(kernels)
         self._sequences: dict[str, Sequence] = {}
         self._ended: list[Output] = []
         self._steps = 0
         self._output_tokens = 0
-        self._drafts = 0
-        self._draft_tokens = 0
-        self._accepted_tokens = 0
 
     # Requests -----------------------------------------------------------------------------------
 
     @property
     def progress(self) -> int:
         """Grows with each layer of each step; another thread may read it while `step` runs."""
-        return self._steps + self._model.progress
+        return self._steps + sum(model.progress for model in self._models)
 
     def add(
         self,
@@ -242,7 +245,8 @@ class Engine:
     def _compute(self) -> list[Output]:
         began = self._clock()
         self._steps += 1
-        work = self._scheduler.schedule(began, self._steps)
+        self._speculation.guess(self._scheduler.running)
+        work = self._scheduler.schedule(began, self._steps, self._speculation.seconds)
         batch = self._runner.batch(work)
         logits = self._runner.run(batch)
         draws = self._draw(work, logits)
@@ -255,7 +259,7 @@ class Engine:
             if (output := self._commit(sequence, count, drawn, moment)) is not None
         ]
         size, seconds = self._runner.size(batch), self._clock() - began
-        seconds -= self._tier.take_seconds()
+        seconds -= self._tier.take_seconds() + self._speculation.seconds
         self._cost.observe(size, seconds)
         if not prefill:
             self._decode_cost.observe(size, seconds)
@@ -317,10 +321,7 @@ class Engine:
             if draw.token != guess or sequence.finish()[0] is not None:
                 break
         self._output_tokens += len(taken)
-        if guesses:
-            self._drafts += 1
-            self._draft_tokens += len(guesses)
-            self._accepted_tokens += len(taken) - 1
+        self._speculation.settle(sequence, guesses, [draw.token for draw in taken])
         return taken
 
     def _publish(self, sequence: Sequence, count: int) -> None:
@@ -384,13 +385,14 @@ class Engine:
             prompt_tokens=self._scheduler.prompt_tokens,
             cached_tokens=self._scheduler.cached_tokens,
             output_tokens=self._output_tokens,
-            drafts=self._drafts,
-            draft_tokens=self._draft_tokens,
-            accepted_tokens=self._accepted_tokens,
+            drafts=self._speculation.drafts,
+            draft_tokens=self._speculation.draft_tokens,
+            accepted_tokens=self._speculation.accepted_tokens,
             prefill_seconds_per_token=self._cost.token if learned else 0.0,
             decode_seconds_per_token=self._cost.decode if learned else 0.0,
             step_seconds=self._cost.fixed if learned else 0.0,
             tier=self._tier.stats(),
+            draft_model=self._speculation.model,
         )
 
 

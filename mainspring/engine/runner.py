@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Items
 
-import numpy as np
-
 from mainspring.engine.architectures import Architecture
-from mainspring.engine.batch import Batch
+from mainspring.engine.batch import Batch, Piece
 from mainspring.engine.cost import StepSize
 from mainspring.engine.scheduler import Work
-from mainspring.kernels import BLOCK, Array, Kernels, KvFormat
+from mainspring.kernels import Array, Kernels, KvFormat
 
 __all__ = ["Runner"]
 
@@ -36,47 +34,24 @@ class Runner:
 
     @staticmethod
     def batch(work: Items[Work]) -> Batch:
-        """Lay the work's tokens out flat.
+        """The rows of the work.
 
         Logits are wanted where a sequence's last pending token is and of the guesses after it, and
         of every prompt row of a sequence whose prompt is scored.
         """
-        tokens: list[int] = []
-        positions: list[int] = []
-        starts = [0]
-        lengths: list[int] = []
+        pieces: list[Piece] = []
         rows: list[int] = []
+        end = 0
         for sequence, count in work:
             computed, guesses = sequence.computed, sequence.guesses
-            done = count == sequence.pending
-            length = computed + count + len(guesses)
-            if length == computed + 1:
-                tokens.append(sequence.tokens[computed])
-                positions.append(computed)
-            else:
-                tokens += sequence.tokens[computed : computed + count]
-                tokens += guesses
-                positions += range(computed, length)
-            start, end = starts[-1], len(tokens)
+            new = sequence.tokens[computed : computed + count] + guesses
+            pieces.append((new, computed, sequence.table))
+            start, end = end, end + len(new)
             if sequence.scored:
                 rows += range(start, end)
-            elif done:
+            elif count == sequence.pending:
                 rows += range(end - 1 - len(guesses), end)
-            starts.append(end)
-            lengths.append(length)
-        width = -(-max(lengths) // BLOCK)
-        tables = np.zeros((len(work), width), np.int32)
-        for row, (sequence, _) in zip(tables, work, strict=True):
-            held = sequence.table[:width]
-            row[: len(held)] = held
-        return Batch(
-            np.array(tokens, np.int32),
-            np.array(positions, np.int32),
-            np.array(starts, np.int32),
-            np.array(lengths, np.int32),
-            tables,
-            np.array(rows, np.int32),
-        )
+        return Batch.of(pieces, rows)
 
     @staticmethod
     def size(batch: Batch) -> StepSize:

@@ -102,6 +102,18 @@ class Sampler:
             self._score(raw, asking, sequences, draws)
         return draws
 
+    def guess(self, logits: Array, sequences: list[Sequence]) -> list[int]:
+        """What each sequence would draw from its row after all its guesses; -1 where that fails.
+
+        Rows of sequences with penalties are changed in place.
+        """
+        ahead = [len(sequence.guesses) for sequence in sequences]
+        failed = self._penalize(logits, sequences, ahead)
+        chosen = self._sample(logits, sequences, ahead)
+        for row in failed:
+            chosen[row] = -1
+        return chosen
+
     def score_prompt(self, logits: Array, sequence: Sequence) -> Draw | None:
         """Append the log-probabilities of the prompt tokens that follow the computed ones.
 

@@ -22,11 +22,6 @@ STEP_TOKENS = 1024
 """Prefill tokens in a step at most, which bounds the memory of activations."""
 LEAST = 8
 """Prefill tokens in a step at least: up to about so many, rows cost hardly more than one does."""
-PROBE = 100
-"""After so many steps without guesses, one sequence's are computed if they seem worth it at ..."""
-PROBE_SHARE = 0.2
-"""... this cost: what rows cost is known only from steps of different numbers of them."""
-
 Work = tuple[Sequence, int]
 """A sequence and how many of its pending tokens to compute."""
 
@@ -85,7 +80,6 @@ class Scheduler:
         pool: BlockPool,
         tier: Tier,
         cost: CostModel,
-        decode_cost: CostModel,
         *,
         max_running: int,
         step_seconds: float,
@@ -100,24 +94,21 @@ class Scheduler:
         self._pool = pool
         self._tier = tier
         self._cost = cost
-        self._decode_cost = decode_cost
-        self._unguessed = 0
-        """steps since guesses were last computed"""
         self._max_running = max_running
         self._step_seconds = step_seconds
         self._logit_rows = logit_rows
-        """rows of logits that are scored or guessed in a step at most"""
+        """rows of a scored prompt in a step at most"""
         self._copy = copy
         """`Cache.copy_block`"""
 
-    def schedule(self, now: float, step: int) -> list[Work]:
+    def schedule(self, now: float, step: int, spent: float = 0.0) -> list[Work]:
         """The next step's work, in order of arrival; its sequences hold the blocks for it.
 
-        Never empty while any sequence is running or waiting.
+        `spent` seconds of the step are gone already. Never empty while any sequence is running or
+        waiting.
         """
         decoding = [sequence for sequence in self.running if sequence.pending == 1]
-        self._guess(decoding)
-        budget = self._budget(decoding)
+        budget = self._budget(decoding, spent)
         work: list[Work] = []
         for sequence in self._each_running():
             count = budget.take(sequence, shared=self._shares(sequence))
@@ -131,9 +122,6 @@ class Scheduler:
             if not (count := budget.take(admitted, shared=self._shares(admitted))):
                 break
             work.append((admitted, count))
-        for sequence, _ in work:
-            if sequence.guesses:
-                self._fit(sequence)
         return work
 
     def remove(self, sequence: Sequence) -> None:
@@ -152,41 +140,7 @@ class Scheduler:
             self._pool.publish(sequence.blocks[last], sequence.content(last))
         self._pool.release(sequence.blocks)
 
-    def _guess(self, decoding: list[Sequence]) -> None:
-        """Let decoding sequences guess as far as that makes their tokens cheaper."""
-        contexts = sum(len(sequence.tokens) for sequence in decoding)
-        step = self._decode_cost.predict(StepSize(len(decoding), 0, contexts))
-        left = self._logit_rows
-        self._unguessed += 1
-        for sequence in decoding:
-            if sequence.draft is None or sequence.scored:
-                continue
-            length = len(sequence.tokens)
-            share = self._decode_cost.row(length) * len(decoding) / max(step, 1e-9)
-            if self._unguessed > PROBE:
-                share = min(share, PROBE_SHARE)
-            # The step brings one token more than are guessed.
-            most = min(left, sequence.limit - length - 1)
-            sequence.guesses = sequence.draft.guess(most, share)
-            left -= len(sequence.guesses)
-            if sequence.guesses:
-                self._unguessed = 0
-
-    def _fit(self, sequence: Sequence) -> None:
-        """Get a block for guesses, or cut them to those held: nobody is preempted for a guess.
-
-        As in `_admit`, a block for each running sequence stays available.
-        """
-        length, held = len(sequence.tokens), len(sequence.blocks)
-        need = blocks_of(length + len(sequence.guesses)) - held
-        if need <= 0:
-            return
-        if need + len(self.running) <= self._pool.available:
-            sequence.hold(self._pool.allocate(need))
-        else:
-            del sequence.guesses[held * BLOCK - length :]
-
-    def _budget(self, decoding: list[Sequence]) -> Budget:
+    def _budget(self, decoding: list[Sequence], spent: float) -> Budget:
         """The step's time less what its decoding sequences take, and at least as long as that.
 
         So prefill at most doubles the time of a step that is too long without it.
@@ -195,7 +149,7 @@ class Scheduler:
         reads = (attended(n, s.computed) for n, s in zip(rows, decoding, strict=True))
         base = self._cost.predict(StepSize(sum(rows), 0, sum(reads)))
         seconds = self._step_seconds * (1.0 if decoding else IDLE)
-        return Budget(self._cost, max(seconds - base, base), self._logit_rows)
+        return Budget(self._cost, max(seconds - spent - base, base), self._logit_rows)
 
     def _shares(self, sequence: Sequence) -> bool:
         """Whether a shorter prompt is behind this one: it need not wait until this is computed."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence as Items
 
 import numpy as np
 from msgspec import Struct
 
 from mainspring.engine.blocks import Content, block_digest, root_digest
-from mainspring.engine.draft import Draft
+from mainspring.engine.draft import Draft, Trust
 from mainspring.engine.penalties import Penalties
 from mainspring.kernels import BLOCK
 from mainspring.types import Event, Finish, Sampling, TokenTime
 
 __all__ = ["Output", "Sequence", "TokenLogprob"]
+
+log = logging.getLogger(__name__)
 
 
 class TokenLogprob(Struct, frozen=True, array_like=True):
@@ -73,6 +76,7 @@ class Sequence:
         "computed",
         "digests",
         "draft",
+        "drafted",
         "eos",
         "events",
         "guesses",
@@ -89,6 +93,7 @@ class Sequence:
         "stops",
         "table",
         "tokens",
+        "trust",
     )
 
     def __init__(
@@ -125,6 +130,9 @@ class Sequence:
         self.digests: list[bytes] = []
         self.hash_blocks()
         self.draft = Draft(self.tokens) if speculates else None
+        self.drafted = 0
+        """tokens whose keys and values the draft model's cache holds"""
+        self.trust = Trust()
         self.guesses: list[int] = []
         self.cached = 0
         self.admitted = False
@@ -169,7 +177,7 @@ class Sequence:
     def restart(self) -> None:
         """Compute everything again: the blocks are gone."""
         self.blocks = []
-        self.computed = 0
+        self.computed = self.drafted = 0
         self.guesses = []
         self.prompt_logprobs.clear()
 
@@ -179,9 +187,24 @@ class Sequence:
         if self.penalties is not None:
             self.penalties.push(token)
         if self.draft is not None:
-            self.draft.push(token)
+            try:
+                self.draft.push(token)
+            except Exception:  # guesses are no part of the text
+                log.exception("guessing for sequence %s failed", self.id)
+                self.draft = None
         if len(self.tokens) % BLOCK == 0:
             self.hash_blocks()
+
+    def look_up(self, most: int, share: float) -> list[int]:
+        """What `Draft.guess` says. Should it fail, the sequence goes on without guesses."""
+        if self.draft is None:
+            return []
+        try:
+            return self.draft.guess(most, share)
+        except Exception:  # guesses are no part of the text
+            log.exception("guessing for sequence %s failed", self.id)
+            self.draft = None
+            return []
 
     def take_prompt_logprobs(self) -> tuple[TokenLogprob, ...]:
         """The scores of the prompt, once; it is not scored again."""

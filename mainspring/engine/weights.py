@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -78,6 +78,12 @@ class CheckpointInfo:
     @property
     def vocabulary(self) -> int:
         return self.shape.vocabulary
+
+    def beside(self, other: CheckpointInfo) -> CheckpointInfo:
+        """This model with the bytes of another one that is loaded with it."""
+        weights = {f: count + other.weight_bytes[f] for f, count in self.weight_bytes.items()}
+        kv = {f: count + other.kv_bytes[f] for f, count in self.kv_bytes.items()}
+        return replace(self, weight_bytes=weights, kv_bytes=kv)
 
 
 def load_model(

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, cast
 
+import msgspec
+
 from mainspring.config import HOME, ModelConfig
 from mainspring.engine.architectures import Architecture, ModelShape
 from mainspring.engine.engine import Engine, EngineConfig
@@ -15,6 +17,7 @@ from mainspring.engine.prepared import Unusable, prepared_path
 from mainspring.engine.weights import inspect_checkpoint, load_model, load_prepared
 from mainspring.kernels import BLOCK, Format, Kernels, load_kernels
 from mainspring.runtimes.disk import disk_place
+from mainspring.runtimes.drafting import find_draft
 from mainspring.runtimes.memory import free_memory, kv_format, not_given, plan_memory
 
 __all__ = ["Loaded", "format_of", "load"]
@@ -29,7 +32,9 @@ class Loaded(NamedTuple):
     shape: ModelShape
     context: int
     """tokens, prompt and output: the shape's, or what the KV cache holds if that is less"""
+    weight_bytes: int
     kv_bytes: int
+    """both with a draft model's"""
     prepared: bool
     """its prepared file was read"""
     warning: str
@@ -45,13 +50,17 @@ def load(
 ) -> Loaded:
     """Load the checkpoint in directory `path` as `config` says.
 
-    Evicted blocks may be kept on disk in a folder of `home`.
+    Evicted blocks may be kept on disk in a folder of `home`, where a draft model's name is looked
+    up too.
 
     Raises InsufficientMemory, before anything is read where that can be known, ModelError for what
     is wrong with the checkpoint, BadRequest for a setting this machine cannot follow.
     """
     format = format_of(config)
+    home = home.expanduser()
     info = inspect_checkpoint(path)
+    if drafting := find_draft(path, info, config, home):
+        info = info.beside(drafting.info)
     plan = plan_memory(info, config, format, free_memory())
     kernels = load_kernels(config.isa, config.threads)
     settings = EngineConfig(
@@ -62,17 +71,24 @@ def load(
         step_seconds=config.step_ms / 1000,
         prefix_cache=config.prefix_cache,
         prefix_memory=config.prefix_memory,
-        prefix_disk=disk_place(path, config, home.expanduser(), kernels.name),
+        prefix_disk=disk_place(path, config, home, kernels.name),
         speculation=config.speculation,
         dtype=kv_format(config, format),
     )
     try:
+        draft, unused = None, ""
+        if drafting:
+            least = min(config.context or info.context, drafting.info.context)
+            shorter = msgspec.structs.replace(config, context=least)
+            draft, _, unused = _model(drafting.path, kernels, shorter, format, progress)
         model, prepared, warning = _model(path, kernels, config, format, progress)
-        engine = Engine(model, kernels, settings)
+        engine = Engine(model, kernels, settings, draft=draft)
     except MemoryError as error:
         raise not_given(info, config, format, plan) from error
     context = min(model.shape.context, plan.blocks * BLOCK)
-    return Loaded(engine, model.shape, context, plan.kv_bytes, prepared, warning)
+    weight_bytes = model.shape.weight_bytes + (draft.shape.weight_bytes if draft else 0)
+    warning = "; ".join(filter(None, (warning, unused)))
+    return Loaded(engine, model.shape, context, weight_bytes, plan.kv_bytes, prepared, warning)
 
 
 def format_of(config: ModelConfig) -> Format:

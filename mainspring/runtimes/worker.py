@@ -180,7 +180,7 @@ def load_engine(message: Load, progress: Callable[[int, int], None]) -> tuple[En
         format=shape.format,
         context=loaded.context,
         vocabulary=shape.vocabulary,
-        weight_bytes=shape.weight_bytes,
+        weight_bytes=loaded.weight_bytes,
         kv_bytes=loaded.kv_bytes,
         prepared=loaded.prepared,
         warning=loaded.warning,

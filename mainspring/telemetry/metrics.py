@@ -102,6 +102,21 @@ COUNTERS: tuple[tuple[str, str, Callable[[EngineStats], float]], ...] = (
     ("vllm:spec_decode_num_draft_tokens", "Guesses computed.", lambda s: s.draft_tokens),
     ("vllm:spec_decode_num_accepted_tokens", "Right guesses.", lambda s: s.accepted_tokens),
     (
+        "mainspring_draft_model_tokens",
+        "Guesses computed that the draft model made.",
+        lambda s: s.draft_model.tokens,
+    ),
+    (
+        "mainspring_draft_model_accepted_tokens",
+        "Right guesses of the draft model.",
+        lambda s: s.draft_model.accepted,
+    ),
+    (
+        "mainspring_draft_model_seconds",
+        "Time that the draft model computed.",
+        lambda s: s.draft_model.seconds,
+    ),
+    (
         "mainspring_prefix_evicted_blocks",
         "Cached blocks that the KV cache had no room for.",
         lambda s: s.tier.evicted_blocks,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mainspring.engine import weights
+from mainspring.engine.draft import Draft
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.penalties import Penalties
 from mainspring.engine.sequence import Output
@@ -21,7 +22,7 @@ from mainspring.types import Finish, Sampling
 from tests.faults.streams import request, runtime, same, tell, until
 from tests.parity.rows import ROWS
 from tests.soak.leaks import idle
-from tests.unit.engine.toy import finish_all, tokens_of
+from tests.unit.engine.toy import finish_all, run_one, tokens_of
 
 POISON = 7
 """the token whose embedding holds no numbers"""
@@ -162,6 +163,28 @@ def test_an_exception_in_one_samplers_books_is_its_own(
     told, bad = beside(engine, prompt("bad"), Sampling(presence_penalty=1.0, max_tokens=9))
     assert told == calm
     assert bad[-1].error and bad[-1].error[0] == "internal_error"
+
+
+@pytest.mark.parametrize("method", ["guess", "push"])
+def test_an_exception_in_one_sequences_guesses_ends_them_and_nothing_else(
+    method: str, model: tuple[Any, Kernels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(*model)
+    calm = undisturbed(engine)
+    wish = Sampling(temperature=0.5, seed=2, max_tokens=9)
+    calm["bad"] = tokens_of(run_one(engine, prompt("bad"), wish))
+    sound, failures = getattr(Draft, method), []
+
+    def explode(draft: Draft, *rest: Any) -> Any:
+        if draft._tokens[:40] == prompt("bad"):
+            failures.append(draft)
+            raise ZeroDivisionError("a bug")
+        return sound(draft, *rest)
+
+    monkeypatch.setattr(Draft, method, explode)
+    told, bad = beside(engine, prompt("bad"), wish)
+    assert {**told, "bad": tokens_of(bad)} == calm
+    assert bad[-1].error is None and len(failures) == 1
 
 
 def test_a_cache_that_is_too_small_refuses_one_and_changes_nobody(

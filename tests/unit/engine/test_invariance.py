@@ -61,12 +61,18 @@ class Storm:
     """One Engine under random arrivals, aborts and crashes, its pool and budget far too small."""
 
     def __init__(
-        self, kernels: Kernels, seed: int, model: Any = None, dtype: KvFormat = "float32"
+        self,
+        kernels: Kernels,
+        seed: int,
+        model: Any = None,
+        dtype: KvFormat = "float32",
+        draft: Any = None,
     ) -> None:
         self.rng = random.Random(seed)
         self.kernels = kernels
         self.dtype = dtype
         self.model = model or Toy(kernels, context=CONTEXT, seed=seed)
+        self.draft = draft
         self.prefixes = [
             [self.rng.randrange(EOS) for _ in range(self.rng.randint(1, 120))] for _ in range(3)
         ]
@@ -90,7 +96,9 @@ class Storm:
         if isinstance(self.model, Toy):
             self.model.clock = clock = Clock()
             self.model.step_seconds = rng.choice([0.0, 0.05])
-        return Engine(self.model, self.kernels, config, clock)
+            if isinstance(self.draft, Toy):
+                self.draft.clock, self.draft.row_seconds = clock, 1e-5
+        return Engine(self.model, self.kernels, config, clock, self.draft)
 
     def answer(self, asked: Asked) -> list[int]:
         key = repr((asked.prompt, asked.sampling))

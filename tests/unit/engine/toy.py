@@ -43,6 +43,7 @@ class Toy:
         self.clock: Clock | None = None
         self.step_seconds = 0.0
         """what a step takes besides its rows; when nothing, a guess never pays"""
+        self.row_seconds = ROW_SECONDS
         self.shape = ModelShape(
             family="toy",
             layers=LAYERS,
@@ -61,7 +62,7 @@ class Toy:
     def forward(self, batch: Batch, cache: Cache) -> Array:
         self.forwards += 1
         if self.clock is not None:
-            self.clock.now += self.step_seconds + ROW_SECONDS * len(batch.tokens)
+            self.clock.now += self.step_seconds + self.row_seconds * len(batch.tokens)
         x = self._embedding[batch.tokens] + self._positions[batch.positions]
         for layer in range(LAYERS):
             qkv = self._kernels.linear(x, self._qkv[layer])
