@@ -42,10 +42,10 @@ SHAPE = {
 """of a random llama: 38 million parameters, one token a byte"""
 RATES = (0.8, 1.0, 1.2, 1.5, 2.0)
 """of arrivals while the peak is sought, in shares of what a closed loop brings"""
+RAMP_SECONDS = 2.0
+"""from the begin of a phase, when the first answers have not ended yet: not in its goodput"""
 COMEBACKS = 0.05
 """of refused clients"""
-FLAGS = "--queue-seconds 0.03"
-"""of `mainspring serve`: about half of the time to first token at normal load"""
 GOODPUT, SLOWER, REFUSED_SECONDS, KEPT, RECOVERY_SECONDS = 0.9, 2.0, 0.05, 0.99, 2.0
 
 
@@ -90,8 +90,9 @@ class Load:
 
 def figures(outcomes: list[Outcome], begin: float, seconds: float, tokens: int) -> dict[str, Any]:
     """Of the requests of one phase; goodput counts answers that end while load is offered."""
+    assert seconds > RAMP_SECONDS, f"a phase of {seconds} s is all ramp"
     whole = [o for o in outcomes if o.whole]
-    in_time = [o for o in whole if o.end < begin + seconds]
+    in_time = [o for o in whole if begin + RAMP_SECONDS <= o.end < begin + seconds]
     refused = [o for o in outcomes if o.status == 429]
     firsts = [o.first - o.sent for o in whole]
     back = [o for o in outcomes if o.comeback]
@@ -100,9 +101,10 @@ def figures(outcomes: list[Outcome], begin: float, seconds: float, tokens: int) 
         "whole": len(whole),
         "refused": len(refused),
         "other": len(outcomes) - len(whole) - len(refused),
-        "goodput": round(len(in_time) * tokens / seconds, 1),
+        "goodput": round(len(in_time) * tokens / (seconds - RAMP_SECONDS), 1),
         "first_token_p50": quantile(firsts, 0.5),
         "first_token_p99": quantile(firsts, 0.99),
+        "first_token_p99_comebacks": quantile([o.first - o.sent for o in back if o.whole], 0.99),
         "refusal_p50": quantile([o.first - o.sent for o in refused], 0.5),
         "refusal_p99": quantile([o.first - o.sent for o in refused], 0.99),
         "retry_after_p50": quantile([o.retry_after for o in refused], 0.5),
@@ -177,7 +179,7 @@ def run(flags: list[str], seconds: float, probe: float, prompt: int, tokens: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--flags", default=FLAGS, help="further flags of `mainspring serve`")
+    parser.add_argument("--flags", default="", help="further flags of `mainspring serve`")
     parser.add_argument("--seconds", type=float, default=120.0, help="of overload")
     parser.add_argument("--probe", type=float, default=15.0, help="seconds of each other phase")
     parser.add_argument("--prompt", type=int, default=64, help="prompt tokens")

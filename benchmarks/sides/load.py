@@ -115,12 +115,15 @@ class Client:
             await asyncio.wait(running)
 
     async def closed(self, clients: int, seconds: float) -> None:
-        """`clients` that each send the next request when the last has ended."""
+        """`clients` that each send the next request when the last has ended.
+
+        The refused come back when their Retry-After says.
+        """
         end = time.monotonic() + seconds
 
         async def client() -> None:
             while time.monotonic() < end:
-                await self._one(self._body(), None)
+                await self._one(self._body(), Patience(1.0, end))
 
         await asyncio.gather(*(client() for _ in range(clients)))
 
