@@ -30,7 +30,7 @@ SOLD = 0.3
 """The share of the model's capacity that promises may take; the rest is the newcomers'."""
 PROMISES = 100_000
 KEPT_LEAST, KEPT_AMONG = 0.02, 500
-SHORT = 0.5
+SHORT = 0.25
 """A wait of so many full steps is no queue: it is what a newcomer meets at normal load."""
 BURST = 8
 """One in so many of `max_queue` is for requests that come at once."""
