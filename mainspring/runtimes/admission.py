@@ -30,14 +30,14 @@ SOLD = 0.3
 """The share of the model's capacity that promises may take; the rest is the newcomers'."""
 PROMISES = 100_000
 KEPT_LEAST, KEPT_AMONG = 0.02, 500
-SHORT = 0.25
+SHORT = 1 / 3
 """A wait of so many full steps is no queue: it is what a newcomer meets at normal load."""
 BURST = 8
 """One in so many of `max_queue` is for requests that come at once."""
 SPARE = 16
 """One in so many places is left for who comes back, in overload."""
-CALM_SECONDS, CALM_ROW = 1.0, 16
-"""so long without a refusal, or so many let in in a row, and overload is over"""
+CALM_SECONDS, CALM_SHARE = 1.0, 0.3
+"""so long without a refusal, or lately so few of the newcomers refused, and overload is over"""
 
 
 class Admission:
@@ -80,10 +80,10 @@ class Admission:
         """seconds of wait that are no queue"""
         self._burst = ceil(config.max_queue / BURST)
         self._level = 0
-        """places for all until the wait is short again"""
+        """places for newcomers until the wait is short again"""
         self._refused = -inf
-        """when the last newcomer was, and how many were let in since"""
-        self._row = 0
+        """when the last was, and the share of all who lately were"""
+        self._share = 0.0
         self._stats = stats
         self._clock = clock
         self._promises = Promises()
@@ -99,27 +99,32 @@ class Admission:
         promised = self._promises.keep(key, now)
         wait = self.wait(places)
         full = self.taken + places > self._most
-        if full or not (promised or self._welcome(places, wait, now)):
-            self._refused, self._row = now, 0
+        refused = full or not (promised or self._welcome(places, wait, now))
+        self._share += LEARN * (refused - self._share)
+        if refused:
+            if not self._overload(now):
+                self._share = 1.0  # this one begins it
+            self._refused = now
             slot = places * self.turnover(self.prompt)
             raise Overloaded(
-                f"model {self._name} is busy: {self.taken} requests are here and the next would "
-                f"wait about {wait:.2g} s; come back when Retry-After says and it is let in",
+                f"model {self._name} is busy: more requests come than it answers; {self.taken} are "
+                f"here and one more would wait about {wait:.2g} s; come back when Retry-After says "
+                "and it is let in",
                 retry_after=self._promises.make(key, now, wait - self._short, slot),
             )
         return Stay(self, places)
 
     def _welcome(self, places: int, wait: float, now: float) -> bool:
-        """Whether a newcomer may wait so long."""
-        overload = now - self._refused < CALM_SECONDS and self._row < CALM_ROW
-        if overload and self.taken:
-            spare = self._running // SPARE
-            short = self.wait(places + spare) <= self._short
-            self._row += short
-            return short
+        """Whether a newcomer may come in, though it waits so long."""
+        if self.taken and self._overload(now):
+            return self.wait(places + self._running // SPARE) <= self._short
         if wait <= self._short or not self.taken:
             self._level = self.taken + places + self._burst
-        return self.taken + places <= self._level and (wait <= self._seconds or not self.taken)
+        return not self.taken or (wait <= self._seconds and self.taken + places <= self._level)
+
+    def _overload(self, now: float) -> bool:
+        """Whether newcomers are still being refused, and not just a few of them."""
+        return now - self._refused < CALM_SECONDS and self._share > CALM_SHARE
 
     def wait(self, places: int) -> float:
         """Predicted seconds until a newcomer's prompt is begun.
