@@ -160,6 +160,8 @@ def measure(load: Load, seconds: float, probe: float) -> dict[str, Any]:
 
     keep("warm", load.closed(64, probe / 2))
     closed = keep("closed", load.closed(64, probe))
+    if not closed["goodput"]:
+        raise RuntimeError(f"no answer ended within {probe:g} s; the machine is busy, or too slow")
     rates = [share * closed["goodput"] / load.tokens for share in RATES]
     found = [keep(f"rate {rate:.1f}", *load.poisson(Part(rate, probe))) for rate in rates]
     peak = max(row["goodput"] for row in [closed, *found])
