@@ -64,7 +64,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
         64
     )
     max_queue: Annotated[
-        int, _setting("Requests waiting at most; one more is answered 429.", ge=0, le=100_000)
+        int,
+        _setting(
+            "Requests waiting at most, an eighth of them newcomers; one more is answered 429.",
+            ge=0,
+            le=100_000,
+        ),
     ] = 256
     queue_seconds: Annotated[
         float,
@@ -73,7 +78,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "answered 429.",
             ge=0,
         ),
-    ] = 10.0
+    ] = 30.0
     step_ms: Annotated[
         float,
         _setting(

@@ -6,9 +6,10 @@ import asyncio
 import json
 import random
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-__all__ = ["Client", "Outcome", "Patience"]
+__all__ = ["Client", "Outcome", "Part", "Patience"]
 
 ANSWER_SECONDS = 120.0
 
@@ -28,6 +29,14 @@ class Outcome:
     """seconds that a refusal asked for"""
     whole: bool = False
     """the stream came to its [DONE]"""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`rate` requests a second on average, for so long."""
+
+    rate: float
+    seconds: float
 
 
 @dataclass(slots=True)
@@ -95,32 +104,36 @@ class Client:
     _free: list[_Connection] = field(default_factory=list)
     _numbers: int = 0
 
-    async def poisson(self, rate: float, seconds: float, patience: Patience | None = None) -> None:
-        """Requests at random moments, `rate` a second on average; returns when all are over.
+    async def poisson(self, parts: Sequence[Part], patience: Patience | None = None) -> None:
+        """Requests at random moments, part after part; returns when all are over.
 
         The clock decides when to send, never an answer.
         """
         rng = random.Random(self.seed + self._numbers)
         loop = asyncio.get_running_loop()
-        moment = loop.time()
-        end = moment + seconds
+        end = loop.time()
         running: set[asyncio.Task[None]] = set()
-        while (moment := moment + rng.expovariate(rate)) < end:
-            await asyncio.sleep(max(0.0, moment - loop.time()))
-            stays = patience if patience and rng.random() < patience.share else None
-            task = loop.create_task(self._one(self._body(), stays))
-            running.add(task)
-            task.add_done_callback(running.discard)
+        for part in parts:
+            moment, end = end, end + part.seconds
+            while (moment := moment + rng.expovariate(part.rate)) < end:
+                await asyncio.sleep(max(0.0, moment - loop.time()))
+                stays = patience if patience and rng.random() < patience.share else None
+                task = loop.create_task(self._one(self._body(), stays))
+                running.add(task)
+                task.add_done_callback(running.discard)
         if running:
             await asyncio.wait(running)
 
     async def closed(self, clients: int, seconds: float) -> None:
-        """`clients` that each send the next request when the last has ended."""
+        """`clients` that each send the next request when the last has ended.
+
+        The refused come back when their Retry-After says.
+        """
         end = time.monotonic() + seconds
 
         async def client() -> None:
             while time.monotonic() < end:
-                await self._one(self._body(), None)
+                await self._one(self._body(), Patience(1.0, end))
 
         await asyncio.gather(*(client() for _ in range(clients)))
 

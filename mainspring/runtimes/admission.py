@@ -9,7 +9,7 @@ from bisect import insort
 from collections import defaultdict
 from collections.abc import Callable
 from heapq import heappop, heappush
-from math import inf
+from math import ceil, inf
 
 import msgspec
 
@@ -26,18 +26,33 @@ OUTPUT_GUESS = 128.0
 RETRY_LEAST, RETRY_LIMIT = 1.0, 3600.0
 EARLY, LATE = 0.05, 5.0
 """Seconds around its time in which a promise is kept; Retry-After is in whole seconds."""
-SOLD = 0.5
+SOLD = 0.3
 """The share of the model's capacity that promises may take; the rest is the newcomers'."""
 PROMISES = 100_000
-KEPT_LEAST, KEPT_AMONG = 0.02, 50
+KEPT_LEAST, KEPT_AMONG = 0.02, 500
+SHORT = 1 / 3
+"""A wait of so many full steps is no queue: it is what a newcomer meets at normal load."""
+BURST = 8
+"""One in so many of `max_queue` is for requests that come at once."""
+SPARE = 16
+"""One in so many places is left for who comes back, in overload."""
+CALM_SECONDS, CALM_SHARE = 1.0, 0.3
+"""so long without a refusal, or lately so few of the newcomers refused, and overload is over"""
 
 
 class Admission:
     """Counts what is in the runtime and predicts how long a newcomer waits. For one thread.
 
     A request takes a place for each choice: `max_running` places are computed together, at most
-    `max_queue` more wait. It is let in while the predicted wait for its turn is at most
-    `queue_seconds`; else it is told a time, and let in at that time whatever the wait is.
+    `max_queue` more wait. A newcomer is let in or told a time, and let in at that time whatever
+    the wait is.
+
+    A queue that a burst left drains; one that newcomers keep up makes all wait and none faster. So
+    beyond what was here when the wait was last short there is room for a burst, and for as many
+    again as its requests end, while the predicted wait is at most `queue_seconds`. The first
+    refusal is overload: until it is over, newcomers are let in only where the wait is short. (Good
+    queue and bad queue: Nichols, Jacobson 2012, "Controlling queue delay". They drop what waited;
+    here nobody let in is dropped, so the door must see it coming.)
     """
 
     def __init__(
@@ -61,6 +76,14 @@ class Admission:
         self._most = config.max_running + config.max_queue
         self._seconds = config.queue_seconds
         self._step = config.step_ms / 1000
+        self._short = min(SHORT * self._step, self._seconds)
+        """seconds of wait that are no queue"""
+        self._burst = ceil(config.max_queue / BURST)
+        self._level = 0
+        """places for newcomers until the wait is short again"""
+        self._refused = -inf
+        """when the last was, and the share of all who lately were"""
+        self._share = 0.0
         self._stats = stats
         self._clock = clock
         self._promises = Promises()
@@ -76,14 +99,32 @@ class Admission:
         promised = self._promises.keep(key, now)
         wait = self.wait(places)
         full = self.taken + places > self._most
-        if full or (wait > self._seconds and self.taken and not promised):
+        refused = full or not (promised or self._welcome(places, wait, now))
+        self._share += LEARN * (refused - self._share)
+        if refused:
+            if not self._overload(now):
+                self._share = 1.0  # this one begins it
+            self._refused = now
             slot = places * self.turnover(self.prompt)
             raise Overloaded(
-                f"model {self._name} is busy: {self.taken} requests are here and the next would "
-                f"wait about {wait:.2g} s; come back when Retry-After says and it is let in",
-                retry_after=self._promises.make(key, now, wait - self._seconds, slot),
+                f"model {self._name} is busy: more requests come than it answers; {self.taken} are "
+                f"here and one more would wait about {wait:.2g} s; come back when Retry-After says "
+                "and it is let in",
+                retry_after=self._promises.make(key, now, wait - self._short, slot),
             )
         return Stay(self, places)
+
+    def _welcome(self, places: int, wait: float, now: float) -> bool:
+        """Whether a newcomer may come in, though it waits so long."""
+        if self.taken and self._overload(now):
+            return self.wait(places + self._running // SPARE) <= self._short
+        if wait <= self._short or not self.taken:
+            self._level = self.taken + places + self._burst
+        return not self.taken or (wait <= self._seconds and self.taken + places <= self._level)
+
+    def _overload(self, now: float) -> bool:
+        """Whether newcomers are still being refused, and not just a few of them."""
+        return now - self._refused < CALM_SECONDS and self._share > CALM_SHARE
 
     def wait(self, places: int) -> float:
         """Predicted seconds until a newcomer's prompt is begun.

@@ -80,10 +80,11 @@ def test_an_idle_runtime_takes_what_would_wait_for_itself() -> None:
 
 
 def test_the_count_is_the_hard_bound() -> None:
-    admits, _ = admission(ModelConfig(max_running=2, max_queue=1, queue_seconds=1e9))
+    admits, clock = admission(ModelConfig(max_running=2, max_queue=1, queue_seconds=1e9))
     stays = [admits.enter(request(), 1) for _ in range(3)]
     refusal(admits, request("other"))
     stays[0].leave()
+    clock.now += 2.0
     admits.enter(request("other"), 1)
 
 
