@@ -19,6 +19,7 @@ import msgspec
 from msgspec import Struct
 
 from mainspring.api.exchange import STATUS_LINES, Application, Exchange
+from mainspring.buffered import Buffered
 
 __all__ = ["Connection", "Limits", "Owner"]
 
@@ -55,6 +56,8 @@ class Owner(Protocol):
 
     app: Application
     limits: Limits
+    room: bytearray
+    """what all its connections read into"""
 
     def opened(self, connection: Connection) -> bool:
         """Whether there is room for one more."""
@@ -85,7 +88,7 @@ def _without_upgrade(data: bytes) -> bytes:
     return UPGRADE.sub(b"\r\noffered:", head) + end + body if UPGRADE.search(head) else data
 
 
-class Connection(asyncio.Protocol):
+class Connection(Buffered):
     """Feeds one connection's requests to the application, one after the other.
 
     Pipelined requests are not queued: the connection ends after the answer to the first, which
@@ -95,6 +98,7 @@ class Connection(asyncio.Protocol):
     transport: asyncio.Transport
 
     def __init__(self, owner: Owner) -> None:
+        super().__init__(owner.room)
         self._owner = owner
         self._limits = owner.limits
         self._loop = asyncio.get_running_loop()

@@ -8,6 +8,7 @@ import socket
 
 from mainspring.api.connection import Connection, Limits
 from mainspring.api.exchange import Application
+from mainspring.buffered import READ
 from mainspring.errors import Conflict
 
 __all__ = ["Listener", "bind"]
@@ -48,6 +49,7 @@ class Listener:
     ) -> None:
         self.app = app
         self.limits = limits
+        self.room = bytearray(READ)
         self._listening = listening
         self._room = connections
         self._connections: dict[Connection, None] = {}

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from mainspring.buffered import READ, Buffered
 from mainspring.runtimes.protocol import (
     Beat,
     Failed,
@@ -28,10 +29,11 @@ SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 STDERR = 2
 
 
-class Link(asyncio.Protocol):
+class Link(Buffered):
     """Made by `spawn`. `take` gets every message of the Worker until the link has ended."""
 
     def __init__(self, take: Callable[[Link, Any], None]) -> None:
+        super().__init__(bytearray(READ))
         self.ready = False
         self.failure: Failed | None = None
         self.busy = False
@@ -95,7 +97,7 @@ class Link(asyncio.Protocol):
             self._transport.abort()
         return self._why or _ending(self._process.returncode)
 
-    # asyncio.Protocol -----------------------------------------------------------------------------
+    # Its protocol --------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports do not derive from asyncio's.

@@ -47,7 +47,8 @@ log = logging.getLogger("mainspring.worker")
 
 WORKER = (sys.executable, "-m", "mainspring.runtimes.worker")
 CRASHES, CRASH_SECONDS = 5, 60.0
-"""so many crashes within this time and the requests in flight are given up"""
+"""So many crashes within this time, no request ending well in between, are a crash loop: what is in
+flight is given up."""
 POISON = 3
 """crashes that one request may be part of"""
 SUSPECT, SUSPECT_SECONDS = 3, 60.0
@@ -133,6 +134,7 @@ class Supervisor:
         self._stop = asyncio.Event()
         self._numbers = 0
         self._crashes: list[float] = []
+        """when, those since a request last ended well"""
         self._numerical = 0
         """requests in a row that ended with NaN or infinite logits, the last of them at:"""
         self._numerical_time = 0.0
@@ -288,7 +290,7 @@ class Supervisor:
             return False
         if len(self._crashes) >= CRASHES:
             self._lost = True
-            text = f"the worker of {self.name} crashed {CRASHES} times in a minute"
+            text = f"the worker of {self.name} crashed {CRASHES} times and finished nothing between"
             self._fail_all(WorkerLost(text))
         return True
 
@@ -328,6 +330,7 @@ class Supervisor:
             return
         if output.finish is not None:
             self._numerical = 0
+            self._crashes.clear()
             del self.flights[flight.id]
         flight.take(output)
 

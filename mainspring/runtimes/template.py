@@ -18,6 +18,7 @@ from typing import Any
 
 import msgspec
 
+from mainspring.buffered import READ, Buffered
 from mainspring.errors import BadRequest, ModelError
 from mainspring.runtimes.prompt import Guarded
 
@@ -149,7 +150,7 @@ class ChatTemplate:
                         "TZ": os.environ.get("TZ", ""),
                     },
                 )
-            self._streams = await asyncio.open_unix_connection(sock=ours)
+            self._streams = await _streams(ours)
         except BaseException:
             ours.close()
             raise
@@ -204,6 +205,22 @@ class ChatTemplate:
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
             await process.wait()
+
+
+class _Reading(asyncio.StreamReaderProtocol, Buffered):
+    """What fills a StreamReader."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        asyncio.StreamReaderProtocol.__init__(self, reader)
+        Buffered.__init__(self, bytearray(READ))
+
+
+async def _streams(ours: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    loop = asyncio.get_running_loop()
+    reader = asyncio.StreamReader()
+    protocol = _Reading(reader)
+    transport, _ = await loop.create_unix_connection(lambda: protocol, sock=ours)
+    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
 
 
 async def _read_reply(reader: asyncio.StreamReader) -> bytes:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mainspring.buffered import READ
 from mainspring.errors import MainspringError
 from mainspring.runtimes.protocol import (
     Add,
@@ -49,7 +50,6 @@ __all__ = ["Channel", "ServerGone", "Worker", "main"]
 BEAT_SECONDS = 0.5
 LOADING_SECONDS = 0.1
 EXIT_PROTOCOL, EXIT_FAILED = 3, 4
-READ = 1 << 18
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 
@@ -63,6 +63,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._frames = Frames(ToWorker)
+        self._room = memoryview(bytearray(READ))
         self._sending = threading.Lock()
 
     def send(self, message: Any) -> None:
@@ -76,16 +77,17 @@ class Channel:
     def receive(self, *, wait: bool) -> list[Any]:
         """Messages that have come; with `wait`, at least one read's worth."""
         messages: list[Any] = []
+        room = self._room
         while not messages or not wait:
             try:
-                data = self._socket.recv(READ, 0 if wait else socket.MSG_DONTWAIT)
+                size = self._socket.recv_into(room, READ, 0 if wait else socket.MSG_DONTWAIT)
             except BlockingIOError:
                 return messages
             except OSError as error:
                 raise ServerGone from error
-            if not data:
+            if not size:
                 raise ServerGone
-            messages += self._frames.feed(data)
+            messages += self._frames.feed(room[:size])
         return messages
 
 

@@ -155,6 +155,19 @@ def test_after_many_crashes_requests_fail_and_health_says_so(checkpoint: Path) -
     asyncio.run(main())
 
 
+def test_a_worker_that_answers_between_its_crashes_is_in_no_crash_loop(checkpoint: Path) -> None:
+    async def main() -> None:
+        async with runtime(checkpoint) as served:
+            asked = request(sampling=GREEDY)
+            calm = await tell(served.run(asked))
+            for crash in range(6):
+                same(await tell(served.run(asked), kill_after(served, [5])), calm)
+                assert served.restarts == crash + 1
+                assert served._supervisor._pause() == 0.0
+
+    asyncio.run(main())
+
+
 def test_a_worker_killed_while_loading_is_started_again(checkpoint: Path) -> None:
     async def main() -> None:
         served = LLMRuntime("tiny", checkpoint, settings())

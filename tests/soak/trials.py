@@ -10,17 +10,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
 
 from mainspring.engine.architectures import Architecture
+from mainspring.engine.disk import DiskPlace
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.quantize import FORMATS
 from mainspring.engine.sequence import Output, TokenLogprob
 from mainspring.engine.weights import load_model
-from mainspring.kernels import BLOCK, Kernels, load_kernels
+from mainspring.kernels import BLOCK, Kernels, KvFormat, load_kernels
 from mainspring.types import Finish, Sampling
 from tests.parity.checkpoint import write_checkpoint
 from tests.parity.rows import ROWS
@@ -31,7 +32,6 @@ __all__ = ["FAMILIES", "Models", "Trials"]
 FAMILIES = ("llama3", "qwen2", "gemma2", "mixtral_fused", "qwen3_moe", "phi3")
 """rows of the parity table: windows, softcaps, biases and experts are among them"""
 RECORDED = Path(__file__).parents[1] / "parity" / "recorded"
-DTYPES: tuple[Any, ...] = get_args(get_type_hints(EngineConfig)["dtype"])
 VOCABULARY, CONTEXT = 160, 256
 ROUND = 20
 """trials that share an Engine, one life of it after the other"""
@@ -43,12 +43,12 @@ class Models:
     def __init__(
         self, directory: Path, isa: str = "auto", wrap: Callable[[Kernels], Any] = lambda k: k
     ) -> None:
-        self._directory = directory
+        self.directory = directory
         self._kernels = cache(lambda threads: wrap(load_kernels(isa, threads)))
         self.load = cache(self._load)
 
     def _load(self, name: str, format: Any, threads: int) -> tuple[Architecture, Kernels]:
-        path = self._directory / name
+        path = self.directory / name
         if not path.exists():
             with np.load(RECORDED / f"{name}.npz") as recorded:
                 layout = json.loads(str(recorded["layout"]))
@@ -103,7 +103,7 @@ class Clock:
 class Trials:
     """One round: the same model, cache type and instruction set, everything else at random.
 
-    The seed decides everything, so a difference can be looked at again.
+    The seed decides everything but when a disk answers, so a difference can be looked at again.
     """
 
     def __init__(self, models: Models, seed: int, **fixed: Any) -> None:
@@ -111,7 +111,8 @@ class Trials:
         self._models = models
         self._name = fixed.get("name") or rng.choice(FAMILIES)
         self._format = fixed.get("format") or rng.choice(FORMATS)
-        self._dtype: Literal["float32", "bf16"] = rng.choice(DTYPES)
+        self._dtype: KvFormat = rng.choice(get_args(KvFormat))
+        self._file = models.directory / f"{seed}.blocks"
         self.tally: Counter[str] = Counter()
         self._ids = itertools.count()
         self._beginnings = [self._text(rng.randint(1, 150)) for _ in range(3)]
@@ -168,9 +169,12 @@ class Trials:
             max_running=rng.choice([1, 4, ROUND, ROUND]),
             step_seconds=10 ** rng.uniform(-6, 1),
             prefix_cache=rng.random() < 0.8,
+            prefix_memory=rng.choice([0, 1 << 16, 1 << 20]),
+            prefix_disk=rng.choice([None, DiskPlace(self._file, 1 << 20, b"")]),
             speculation=rng.random() < 0.8,
             dtype=self._dtype,
         )
+        self.tally[f"{self._dtype} cache"] += 1
         self.tally[f"{threads} threads"] += 1
         model, kernels = self._models.load(self._name, self._format, threads)
         return Engine(model, kernels, config, Clock(rng))
@@ -191,7 +195,8 @@ class Trials:
             elif chance < 0.39:
                 self._restart()
             self._step()
-        self._count()
+        self._end()
+        self._file.unlink(missing_ok=True)
 
     def _add(self, trial: Trial) -> str:
         id = str(next(self._ids))
@@ -200,7 +205,7 @@ class Trials:
         return id
 
     def _restart(self) -> None:
-        self._count()
+        self._end()
         self._engine = self._start()
         self.tally["restarts"] += 1
         self.tally["replays"] += sum(bool(trial.told.tokens) for trial in self._live.values())
@@ -217,10 +222,13 @@ class Trials:
             if output.finish is not None:
                 del self._live[output.id]
 
-    def _count(self) -> None:
+    def _end(self) -> None:
+        self._engine.close()
         stats = self._engine.stats()
         for name in ("steps", "preemptions", "cached_tokens", "draft_tokens", "accepted_tokens"):
             self.tally[name] += getattr(stats, name)
+        self.tally["tokens from memory"] += stats.tier.memory_tokens
+        self.tally["tokens from disk"] += stats.tier.disk_tokens
 
     def differences(self) -> list[Trial]:
         """Trials that were told anything else than alone."""
