@@ -1,4 +1,4 @@
-"""What each weight format costs in accuracy: the error of one product, and of a whole model.
+"""What each format of weights and of the KV cache costs in accuracy.
 
     python benchmarks/accuracy.py --save
 
@@ -6,6 +6,10 @@ Product: relative root-mean-square error of x @ W.T against float64, for normal 
 and with planted outlier channels 100 times the rest, as trained models have them. Model: the
 embedded one, which is trained; the mean KL divergence of its next-token distribution from the
 float32 model's and how often the likeliest token agrees, over the manual's own pages.
+
+KV cache: relative root-mean-square error of attention against float64 over a context of normal
+numbers; plain, and with four channels of the keys 100 times the rest and the same of the queries
+a hundredth, so that the scores are as large as before.
 """
 
 from __future__ import annotations
@@ -22,13 +26,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import save
 from mainspring.engine.batch import Batch
 from mainspring.engine.weights import load_model
-from mainspring.kernels import BLOCK, Array, Format, Kernels, load_kernels
+from mainspring.kernels import BLOCK, Array, Format, Kernels, KvFormat, load_kernels
 from mainspring.registry.model import EMBEDDED, resolve
 
 ROOT = Path(__file__).parents[1]
 FORMATS: tuple[Format, ...] = ("float32", "bf16", "int8", "int4")
 ROWS, WIDTH, OUTPUTS = 64, 896, 4864
 OUTLIERS = 4
+KV_FORMATS: tuple[KvFormat, ...] = ("float32", "bf16", "int8")
+CONTEXT, HEAD = 2048, 64
 
 
 def product_errors(kernels: Kernels, format: Format) -> dict[str, float]:
@@ -44,6 +50,37 @@ def product_errors(kernels: Kernels, format: Format) -> dict[str, float]:
         exact = x.astype(np.float64) @ matrix.T.astype(np.float64)
         off = kernels.linear(x, weight) - exact
         errors[name] = float(np.sqrt((off**2).mean() / (exact**2).mean()))
+    return errors
+
+
+def kv_errors(kernels: Kernels, dtype: KvFormat) -> dict[str, float]:
+    """Relative RMS error of attention, one head, per kind of keys."""
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal((CONTEXT, 3, HEAD)).astype(np.float32)
+    spiked = normal.copy()
+    channels = rng.choice(HEAD, OUTLIERS, replace=False)
+    spiked[:, 0, channels] /= 100
+    spiked[:, 1, channels] *= 100
+    blocks = np.arange(CONTEXT // BLOCK, dtype=np.int32)[None]
+    ends = np.array([CONTEXT], np.int32)
+    errors = {}
+    for name, qkv in (("normal", normal), ("outliers", spiked)):
+        cache = kernels.cache(1, blocks.size, 1, HEAD, dtype)
+        mine = kernels.attention(
+            qkv.reshape(CONTEXT, -1),
+            cache,
+            0,
+            np.append(np.int32(0), ends),
+            ends,
+            blocks,
+            heads=1,
+            scale=HEAD**-0.5,
+        )
+        q, k, v = qkv.astype(np.float64).transpose(1, 0, 2)
+        scores = np.where(np.tri(CONTEXT, dtype=bool), q @ k.T * HEAD**-0.5, -np.inf)
+        weights = np.exp(scores - scores.max(axis=1, keepdims=True))
+        exact = weights @ v / weights.sum(axis=1, keepdims=True)
+        errors[name] = float(np.sqrt(((mine - exact) ** 2).mean() / (exact**2).mean()))
     return errors
 
 
@@ -104,8 +141,11 @@ def main() -> None:
             f"{row['product']['outliers']:.5f}; model KL {row['kl']:.6f}, "
             f"same choice {row['agreement']:.4f} of {row['tokens']}"
         )
+    kv = [{"format": dtype, **kv_errors(kernels, dtype)} for dtype in KV_FORMATS]
+    for row in kv:
+        print(f"KV {row['format']:8} {row['normal']:.5f}, with outliers {row['outliers']:.5f}")
     if options.save:
-        save("accuracy", rows=rows)
+        save("accuracy", rows=rows, kv=kv)
 
 
 if __name__ == "__main__":

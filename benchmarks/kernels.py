@@ -98,26 +98,48 @@ def products(
 
 
 def attention(
-    kernels: Kernels, dtype: Any, fresh: int, length: int, sequences: int, runs: int
+    kernels: Kernels,
+    dtype: Any,
+    fresh: int,
+    length: int,
+    sequences: int,
+    runs: int,
+    layers: int = LAYERS,
 ) -> Row:
-    """One layer, `sequences` contexts of `length` of which `fresh` tokens are new."""
+    """All of `layers`, with `sequences` contexts of `length` of which `fresh` tokens are new.
+
+    With all layers, as in a step, the cache comes from memory.
+    """
     per = -(-length // BLOCK)
-    cache = kernels.cache(1, per * sequences, KV, HEAD, dtype)
-    rows = fresh * sequences
-    qkv = np.random.default_rng(0).standard_normal((rows, (HEADS + 2 * KV) * HEAD), np.float32)
-    tables = np.arange(per * sequences, dtype=np.int32).reshape(sequences, per)
-    starts = np.arange(sequences + 1, dtype=np.int32) * fresh
+    cache = kernels.cache(layers, per * sequences, KV, HEAD, dtype)
+    rng = np.random.default_rng(0)
+    tables = rng.permutation(per * sequences).astype(np.int32).reshape(sequences, per)
+    starts = np.arange(sequences + 1, dtype=np.int32)
     lengths = np.full(sequences, length, np.int32)
-    seconds = best(
-        lambda: kernels.attention(
-            qkv, cache, 0, starts, lengths, tables, heads=HEADS, scale=HEAD**-0.5
-        ),
-        runs,
-    )
-    pairs = sequences * sum(range(length - fresh + 1, length + 1))
+    width = (HEADS + 2 * KV) * HEAD
+
+    def attend(new: int, window: int) -> None:
+        for layer in range(layers):
+            kernels.attention(
+                qkv[: new * sequences],
+                cache,
+                layer,
+                starts * new,
+                lengths,
+                tables,
+                heads=HEADS,
+                scale=HEAD**-0.5,
+                window=window,
+            )
+
+    # Pages that were never written would all be the one page of zeros. A window of 1 is fast.
+    qkv = rng.standard_normal((length * sequences, width), np.float32)
+    attend(length, 1)
+    seconds = best(lambda: attend(fresh, 0), runs)
+    pairs = layers * sequences * sum(range(length - fresh + 1, length + 1))
     return Row(
         f"attention {dtype} {length}",
-        rows,
+        fresh * sequences,
         seconds * 1e3,
         cache.nbytes / seconds / 1e9,
         4 * pairs * HEADS * HEAD / seconds / 1e9,
@@ -154,10 +176,11 @@ def tables(kernels: Kernels, options: argparse.Namespace) -> Iterator[Callable[[
     yield lambda: lm_head(kernels, "int8", options.rows, runs)
 
     def others() -> Iterator[Row]:
-        for dtype in ("bf16", "float32"):
+        for dtype in ("bf16", "int8", "float32"):
             yield attention(kernels, dtype, 1, 256, 32, runs)
-            yield attention(kernels, dtype, 1, 4096, 1, runs)
-            yield attention(kernels, dtype, 2048, 2048, 1, runs)
+            yield attention(kernels, dtype, 1, 16384, 1, runs)
+            for length in (512, 2048, 16384):
+                yield attention(kernels, dtype, 512, length, 1, runs, layers=1)
         for spread, top_p in ((2.0, 1.0), (2.0, 0.9), (10.0, 1.0), (10.0, 0.9)):
             yield sampling(kernels, 32, spread, top_p, runs)
         yield from small(kernels, 1, runs)

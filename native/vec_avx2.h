@@ -63,6 +63,7 @@ inline float largest(Float v) {
 inline Int multiply_pairs(Int a, Int b) {
   return Int(_mm256_madd_epi16(__m256i(a), __m256i(b)));
 }
+inline Int multiply_wide_pairs(Int a, Int b) { return multiply_pairs(a, b); }
 
 }  // namespace mainspring::MAINSPRING_ISA
 

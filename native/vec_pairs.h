@@ -78,4 +78,11 @@ struct Int8 {
   }
 };
 
+// The same with activations of 15 bits.
+struct Int8By15 : Int8 {
+  static Int dot(const Activation& x, const Weights& w, Int sum) {
+    return sum + multiply_wide_pairs(w.even, x.even) + multiply_wide_pairs(w.odd, x.odd);
+  }
+};
+
 }  // namespace mainspring::MAINSPRING_ISA

@@ -67,6 +67,10 @@ inline Int multiply_pairs(Int a, Int b) {
   const Int products = Int(Short(a) * Short(b));
   return ((products << 16) >> 16) + (products >> 16);
 }
+// The same where they fit 32 bits only.
+inline Int multiply_wide_pairs(Int a, Int b) {
+  return ((a << 16) >> 16) * ((b << 16) >> 16) + (a >> 16) * (b >> 16);
+}
 
 }  // namespace mainspring::MAINSPRING_ISA
 

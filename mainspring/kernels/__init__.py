@@ -186,11 +186,13 @@ class Kernels(Protocol):
         With a bf16 cache, queries, keys, values and the softmax weights are rounded to bfloat16
         and accumulated in float32. With an int8 cache, each head of queries, keys and values is
         first turned by a Hadamard matrix (QuaRot, arXiv 2404.00456), which spreads an outlier
-        channel over all, then rounded to int8 with one float32 scale; softmax weights have 14
-        bits, relative to the largest of 64 tokens, and integers are summed exactly.
+        channel over all, then rounded to int8 with one float32 scale; softmax weights times the
+        scales of the values have 15 bits, relative to the largest of 64 tokens that the row sees,
+        and integers are summed exactly.
 
-        Returns [rows, heads * head]. Online softmax over blocks in order of position, so that a
-        row's result does not depend on how its context was cut.
+        Returns [rows, heads * head]. Online softmax over segments of 1024 tokens, each by itself
+        and then added in order of position (as in Flash-Decoding), so that threads can share a
+        long context and a row's result does not depend on how its context was cut.
         """
         ...
 

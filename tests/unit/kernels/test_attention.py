@@ -14,6 +14,15 @@ from mainspring.kernels import BLOCK, Array, Cache, Kernels
 SHAPES = [(16, 4, 2), (64, 14, 2), (80, 4, 4), (96, 3, 1), (128, 8, 2), (256, 2, 1), (6, 40, 1)]
 DTYPES = ["float32", "bf16", "int8"]
 LIMIT = {"float32": 2e-5, "bf16": 1e-2, "int8": 5e-3}
+"""bf16: one unit in the last place of a number up to 4, 2^-7, of a token that has all the weight.
+
+int8: both sides round the same numbers but for the order of the Hadamard transform's sums, so one
+that lies between two integers may go either way. That is one step of its head, largest / 127 =
+0.03 for normal numbers, and turned back a number of a head of 64 gets 1 / sqrt(64) of it: 4e-3.
+The weights of 15 bits leave less than 1e-4.
+"""
+SEGMENT = 1024
+"""Tokens that are walked by themselves, in native/attention.cc."""
 
 
 def numbers(seed: int, *shape: int) -> Array:
@@ -117,6 +126,94 @@ def test_what_a_former_owner_left_in_a_block_does_not_matter(kernels: Kernels, d
     for first in range(40):
         row = run(kernels, cache, qkv[first : first + 1], [(1, first + 1)], tables, **options)
         np.testing.assert_array_equal(row[0], clean[first])
+
+
+def with_context(
+    kernels: Kernels, dtype: Any, lengths: list[int], heads: int, kv: int, head: int
+) -> tuple[Cache, Array]:
+    """A cache with contexts of these lengths, and their tables. A window of 1 fills it fast."""
+    per = -(-(max(lengths) + BLOCK) // BLOCK)
+    count = len(lengths) * per
+    tables = np.random.default_rng(9).permutation(count).astype(np.int32).reshape(-1, per)
+    cache = kernels.cache(2, count, kv, head, dtype)
+    for i, length in enumerate(lengths):
+        past = numbers(10 + i, length, (heads + 2 * kv) * head)
+        options: dict[str, Any] = {"heads": heads, "scale": 1.0, "window": 1}
+        run(kernels, cache, past, [(length, length)], tables[i : i + 1], **options)
+    return cache, tables
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("window", [0, SEGMENT + 200])
+def test_segments_of_a_long_context(
+    kernels: Kernels, alone: Kernels, reference: Kernels, dtype: Any, window: int
+) -> None:
+    """Cut for threads or walked in one part, alone or beside others: the same bits."""
+    heads, kv, head, length = 6, 2, 32, 2 * SEGMENT + 90
+    qkv = numbers(20, 12, (heads + 2 * kv) * head)
+    options: dict[str, Any] = {"heads": heads, "scale": head**-0.5, "window": window}
+    sizes = {"heads": heads, "kv": kv, "head": head}
+    cache, tables = with_context(kernels, dtype, [length], **sizes)
+    whole = run(kernels, cache, qkv, [(12, length + 12)], tables, **options)
+    for k in (kernels, alone):
+        cache, tables = with_context(k, dtype, [length, 70, SEGMENT - 1], **sizes)
+        for row in range(12):
+            pieces = [(1, length + 1 + row), (1, 71 + row), (1, SEGMENT + row)]
+            batch = run(k, cache, qkv[[row] * 3], pieces, tables, **options)
+            np.testing.assert_array_equal(batch[0], whole[row])
+    cache, tables = with_context(reference, dtype, [length], **sizes)
+    expected = run(reference, cache, qkv, [(12, length + 12)], tables, **options)
+    np.testing.assert_allclose(whole, expected, atol=LIMIT[dtype])
+
+
+def test_a_chunk_of_many_items_crosses_segments(kernels: Kernels) -> None:
+    heads, kv, head, length = 4, 1, 16, SEGMENT - 30
+    qkv = numbers(21, 60, (heads + 2 * kv) * head)
+    options: dict[str, Any] = {"heads": heads, "scale": head**-0.5}
+    cache, tables = with_context(kernels, "bf16", [length], heads, kv, head)
+    whole = run(kernels, cache, qkv, [(60, length + 60)], tables, **options)
+    for row in range(60):
+        one = run(kernels, cache, qkv[row : row + 1], [(1, length + 1 + row)], tables, **options)
+        np.testing.assert_array_equal(one[0], whole[row])
+
+
+def test_poison_in_an_early_segment_stays_visible(kernels: Kernels) -> None:
+    heads, kv, head = 2, 1, 16
+    width = (heads + 2 * kv) * head
+    for part in (slice(heads * head, (heads + kv) * head), slice((heads + kv) * head, width)):
+        past, qkv = numbers(22, 2 * SEGMENT, width), numbers(23, 1, width)
+        past[7, part] = np.nan
+        tables = np.arange(65, dtype=np.int32).reshape(1, 65)
+        options: dict[str, Any] = {"heads": heads, "scale": 0.25}
+        for dtype in DTYPES:
+            cache = kernels.cache(2, 65, kv, head, dtype)  # type: ignore[arg-type]
+            run(kernels, cache, past, [(len(past),) * 2], tables, window=1, **options)
+            one = run(kernels, cache, qkv, [(1, len(past) + 1)], tables, **options)
+            assert np.isnan(one).all(), (dtype, part)
+
+
+def test_int8_holds_keys_with_outlier_channels(kernels: Kernels, reference: Kernels) -> None:
+    """Four channels of the keys 100 times the rest, as trained models have them.
+
+    Without the Hadamard transform the other channels would all be rounded to zero.
+    """
+    heads, kv, head, length = 4, 2, 64, 300
+    qkv = numbers(24, length, (heads + 2 * kv) * head)
+    channels = np.array([3, 17, 40, 41])
+    for h in range(heads):
+        qkv[:, h * head + channels] /= 100
+    for h in range(heads, heads + kv):
+        qkv[:, h * head + channels] *= 100
+    tables = np.arange(10, dtype=np.int32).reshape(1, 10)
+    options: dict[str, Any] = {"heads": heads, "scale": head**-0.5}
+    outputs = [
+        run(k, k.cache(2, 10, kv, head, dtype), qkv, [(length, length)], tables, **options)
+        for k, dtype in ((kernels, "int8"), (reference, "int8"), (reference, "float32"))
+    ]
+    off = outputs[0] - outputs[2]
+    assert np.sqrt((off**2).mean() / (outputs[2] ** 2).mean()) < 0.2
+    # A number that rounds the other way is a step 30 times that of normal keys.
+    np.testing.assert_allclose(outputs[0], outputs[1], atol=30 * LIMIT["int8"])
 
 
 def test_layers_and_blocks_are_apart(kernels: Kernels) -> None:
