@@ -353,12 +353,8 @@ class Engine:
     def _fail(self, sequence: Sequence, draw: Draw, now: float) -> Output:
         self._drop(sequence)
         sequence.events.append(Event("finished", now, 0, self._steps))
-        return Output(
-            id=sequence.id,
-            events=sequence.take_events(),
-            cached=sequence.cached,
-            error=draw.error,
-        )
+        events = sequence.take_events()
+        return Output(id=sequence.id, events=events, cached=sequence.cached, error=draw.error)
 
     def _drop(self, sequence: Sequence) -> None:
         if self._sequences.pop(sequence.id, None) is not None:

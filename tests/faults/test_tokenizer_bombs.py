@@ -55,20 +55,20 @@ def bomb(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_text_that_takes_for_ever_fails_and_stops_nobody_else(
     bomb: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(llm, "READ_SECONDS", 0.4)
+    monkeypatch.setattr(llm, "READ_SECONDS", 1.0)
     ask = request("calm", sampling=SHORT)
 
     async def main() -> None:
         async with runtime(bomb) as hostile, runtime(tiny_checkpoint(tmp_path)) as other:
             await tell(hostile.run(ask))
-            caught = asyncio.create_task(tell(hostile.run(request(RUN * 30))))
+            caught = asyncio.create_task(tell(hostile.run(request(RUN * 60))))
             behind = asyncio.create_task(tell(hostile.run(ask)))
             waits = []
             while not caught.done():
                 began = time.monotonic()
                 await tell(other.run(ask))
                 waits.append(time.monotonic() - began)
-            assert len(waits) > 5 and max(waits) < 0.4
+            assert len(waits) > 5 and max(waits) < 1.0
             for task in (caught, behind):
                 with pytest.raises(ModelError, match="does not come to the end of a text"):
                     await task
@@ -78,7 +78,7 @@ def test_a_text_that_takes_for_ever_fails_and_stops_nobody_else(
             # The text was long, not endless: afterwards all is well.
             await until(lambda: hostile.unhealthy() is None)
             await tell(hostile.run(ask))
-            messages = (Message("user", RUN * 20),)
+            messages = (Message("user", RUN * 60),)
             chat = request(task=Task.CHAT, prompts=(), messages=messages, sampling=SHORT)
             with pytest.raises(ModelError, match="does not come to the end of a text"):
                 await tell(hostile.run(chat))
