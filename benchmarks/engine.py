@@ -41,6 +41,7 @@ PEERS = {
     "llamacpp": Peer(".venv-bench", ("int8", "int4", "bf16")),
     "openvino": Peer(".venv-openvino", ("int8", "int4")),
     "transformers": Peer(".venv-parity", ("bf16",)),
+    "vllm": Peer(".venv-vllm", ("bf16",)),
 }
 
 
@@ -62,9 +63,9 @@ class Cell:
 
 CELLS = [
     Cell("decode", ("int8", "int4", "bf16"), 1, 32, 128, {"decode": "decode"}),
-    Cell("prefill512", ("int8",), 1, 512, 1, {"prefill512": "prefill"}),
+    Cell("prefill512", ("int8", "bf16"), 1, 512, 1, {"prefill512": "prefill"}),
     Cell("prefill2048", ("int8",), 1, 2048, 1, {"prefill2048": "prefill"}),
-    Cell("batch16", ("int8", "int4"), 16, 128, 128, {"batch16": "output"}),
+    Cell("batch16", ("int8", "int4", "bf16"), 16, 128, 128, {"batch16": "output"}),
     Cell("batch32", ("int8", "int4"), 32, 128, 128, {"batch32": "output", "decode32": "decode"}),
     Cell(
         "long16k", ("int8",), 1, 16384, 32, {"prefill16k": "prefill", "decode16k": "decode"},

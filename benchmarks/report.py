@@ -24,6 +24,7 @@ NAMES = {
     "llamacpp": "llama.cpp",
     "openvino": "OpenVINO",
     "transformers": "transformers",
+    "vllm": "vLLM",
 }
 HEAD = """# Benchmarks
 
@@ -53,9 +54,10 @@ activations in groups of 128 (OpenVINO's fastest setting; its default is 32), ll
 Weights have one scale for 128 numbers in Mainspring, one for 32 in llama.cpp (Q8_0, Q4_0), one a
 row in OpenVINO's int8 and one for 128 numbers in its int4, with 8 bits for the embedding and the
 head; Mainspring's int4 has a multiplier for 32 numbers besides. The KV cache is bf16 in Mainspring,
-8 bits in OpenVINO, 16 in llama.cpp. transformers runs one static batch. llama.cpp keeps its weights
+8 bits in OpenVINO, 16 in the others. transformers runs one static batch; vLLM is the CPU build of a
+third party, its own wheels being for GPUs, with 2 GiB of KV cache. llama.cpp keeps its weights
 in the file's pages, which count as resident here; OpenVINO's KV cache is as large as its largest
-cell needs, in all of them. vLLM has not been measured here."""
+cell needs, in all of them."""
 
 
 def newest(kind: str) -> list[dict[str, Any]]:
