@@ -195,7 +195,8 @@ def main() -> None:
         rows.append(row)
         print(line(row), flush=True)
     if options.save:
-        save(f"engine-{options.shape}", threads=options.threads, rows=rows)
+        same = ("cell", "precision")
+        save(f"engine-{options.shape}", rows, same, threads=options.threads)
 
 
 if __name__ == "__main__":

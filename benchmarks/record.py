@@ -35,8 +35,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def save(name: str, **result: Any) -> None:
-    """Keep `result`, with what it was measured on, as `results/<name>-<date>.json`."""
+def save(name: str, rows: list[dict[str, Any]], same: tuple[str, ...] = (), **about: Any) -> None:
+    """Keep `rows`, with what they were measured on, as `results/<name>-<date>.json`.
+
+    With `same`, rows of the same day stay that differ from all new ones in these fields: a long
+    table can be measured in pieces. Every row names its commit.
+    """
     path = ROOT / f"benchmarks/results/{name}-{time.strftime('%Y%m%d')}.json"
-    path.write_text(json.dumps({"machine": machine(), **result}, indent=1) + "\n")
+    here = machine()
+    rows = [{**row, "commit": here["commit"]} for row in rows]
+    if same and path.exists():
+        new = {tuple(row[field] for field in same) for row in rows}
+        old = json.loads(path.read_text())["rows"]
+        rows = [row for row in old if tuple(row[field] for field in same) not in new] + rows
+    path.write_text(json.dumps({"machine": here, **about, "rows": rows}, indent=1) + "\n")
     print(f"saved {path.relative_to(ROOT)}")
