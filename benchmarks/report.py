@@ -47,7 +47,8 @@ on the same cores, figures are medians, and what counts is the ratio. Everything
 NOTES = """Tokens a second. decode: one stream, 32 tokens in, 128 out. prefill: one prompt. batch:
 16 or 32 sequences of 128 in and 128 out, end to end; decode32: the part of batch32 after every
 sequence has its first token. prefill16k and decode16k: one prompt of 16,384 tokens and 32 more,
-one round, only against llama.cpp. Each ratio is to the best of the peers that ran the cell.
+one round, only against llama.cpp. Each ratio is to the best of the peers that ran the cell. Our
+error is that of one product of Mainspring's, from the table "Accuracy".
 
 Not like for like: each engine has its own int8 and int4. Mainspring and OpenVINO quantize
 activations in groups of 128 (OpenVINO's fastest setting; its default is 32), llama.cpp of 32.
@@ -71,23 +72,33 @@ def table(columns: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def errors() -> dict[str, str]:
+    """By format, Mainspring's error of a product: with normal activations / with outliers."""
+    rows = newest("accuracy")[0]["rows"]
+    kinds = ("normal", "outliers")
+    return {
+        row["format"]: " / ".join(f"{row['product'][kind]:.1%}" for kind in kinds) for row in rows
+    }
+
+
 def engine_table(result: dict[str, Any]) -> str:
     """One result of engine.py: a row a cell, every side's speed, our ratio, and memory."""
     rows, machine = result["rows"], result["machine"]
     sides = [name for name in NAMES if any(name in row["tokens_per_second"] for row in rows)]
     versions = {name: row["about"][name]["version"] for row in rows for name in row["about"]}
+    error = errors()
     lines = []
     for row in rows:
         speeds, memory = row["tokens_per_second"], row["resident_mb"]
         lines.append(
-            [row["cell"], row["precision"]]
+            [row["cell"], row["precision"], error[row["precision"]]]
             + [
                 round(statistics.median(speeds[side]), 1) if side in speeds else ""
                 for side in sides
             ]
             + [row["ratio"], " / ".join(str(sum(memory[s].values())) for s in sides if s in memory)]
         )
-    head = ["cell", "weights", *(NAMES[side] for side in sides), "ratio", "resident, MB"]
+    head = ["cell", "weights", "our error", *(NAMES[side] for side in sides), "ratio", "resident, MB"]
     return "\n".join(
         [
             f"## Engine, {rows[0]['shape']} shape, {result['threads']} threads",
@@ -206,6 +217,7 @@ def page() -> str:
 def readme() -> str:
     """The project's README with its table between the marks written anew."""
     result = next(r for r in newest("engine") if r["rows"][0]["shape"] == SHAPE)
+    error = errors()
     rows = []
     for row in result["rows"]:
         speeds = {
@@ -215,9 +227,10 @@ def readme() -> str:
         best = row["best"]
         ratio = row["ratio"]
         rows.append(
-            [row["cell"], row["precision"], speeds["mainspring"], NAMES[best], speeds[best], ratio]
+            [row["cell"], row["precision"], error[row["precision"]], speeds["mainspring"]]
+            + [NAMES[best], speeds[best], ratio]
         )
-    columns = ["cell", "weights", "Mainspring", "best peer", "its figure", "ratio"]
+    columns = ["cell", "weights", "error", "Mainspring", "best peer", "its figure", "ratio"]
     ran = {name for row in result["rows"] for name in row["tokens_per_second"]} - {"mainspring"}
     peers = ", ".join(NAMES[name] for name in NAMES if name in ran)
     block = (

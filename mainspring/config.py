@@ -109,7 +109,7 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     speculation: Annotated[
         bool,
         _setting("Compute guessed next tokens ahead where text repeats; the text is the same."),
-    ] = False
+    ] = True
     draft: Annotated[
         str,
         _setting(

@@ -46,8 +46,8 @@ def find_draft(
         return None
     if not config.speculation:
         raise BadRequest(
-            "draft names a model that guesses, and speculation is off: turn it on with "
-            "--speculation, or leave draft out",
+            "draft names a model that guesses, and speculation is off: leave out "
+            "--no-speculation, or draft",
             param="draft",
         )
     found = resolve(config.draft, home)
