@@ -173,19 +173,18 @@ def measure(load: Load, seconds: float, probe: float) -> dict[str, Any]:
     keep("50 %", after)
     slow = SLOWER * normal["first_token_p99"]
     rows = {
-        "capacity_requests_per_second": round(capacity, 2),
         "goodput": (over["goodput"] / peak, ">=", GOODPUT),
         "first_token_p99": (over["first_token_p99"] / normal["first_token_p99"], "<=", SLOWER),
         "refusal_p99_seconds": (over["refusal_p99"], "<=", REFUSED_SECONDS),
         "comebacks_let_in": (over["let_in"] / max(1, over["comebacks"]), ">=", KEPT),
         "recovery_seconds": (recovery(after, slow), "<=", RECOVERY_SECONDS),
     }
-    result["rows"] = {k: judged(v) if isinstance(v, tuple) else v for k, v in rows.items()}
+    result["capacity_requests_per_second"] = round(capacity, 2)
+    result["rows"] = {name: judged(*row) for name, row in rows.items()}
     return result
 
 
-def judged(row: tuple[float, str, float]) -> dict[str, Any]:
-    value, sign, limit = row
+def judged(value: float, sign: str, limit: float) -> dict[str, Any]:
     passed = value >= limit if sign == ">=" else value <= limit
     return {"value": round(value, 4), "limit": f"{sign} {limit}", "pass": passed}
 
@@ -217,7 +216,8 @@ def main() -> None:
     )
     print(json.dumps(result["rows"], indent=1))
     if options.save:
-        save("overload", options=vars(options), **result)
+        rows = [{"cell": name, **row} for name, row in result["rows"].items()]
+        save("overload", rows, options=vars(options), phases=result["phases"])
 
 
 if __name__ == "__main__":

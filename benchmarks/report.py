@@ -98,7 +98,14 @@ def engine_table(result: dict[str, Any]) -> str:
             ]
             + [row["ratio"], " / ".join(str(sum(memory[s].values())) for s in sides if s in memory)]
         )
-    head = ["cell", "weights", "our error", *(NAMES[side] for side in sides), "ratio", "resident, MB"]
+    head = [
+        "cell",
+        "weights",
+        "our error",
+        *(NAMES[side] for side in sides),
+        "ratio",
+        "resident, MB",
+    ]
     return "\n".join(
         [
             f"## Engine, {rows[0]['shape']} shape, {result['threads']} threads",
@@ -226,10 +233,9 @@ def readme() -> str:
         }
         best = row["best"]
         ratio = row["ratio"]
-        rows.append(
-            [row["cell"], row["precision"], error[row["precision"]], speeds["mainspring"]]
-            + [NAMES[best], speeds[best], ratio]
-        )
+        weights = row["precision"]
+        mine = [row["cell"], weights, error[weights], speeds["mainspring"]]
+        rows.append([*mine, NAMES[best], speeds[best], ratio])
     columns = ["cell", "weights", "error", "Mainspring", "best peer", "its figure", "ratio"]
     ran = {name for row in result["rows"] for name in row["tokens_per_second"]} - {"mainspring"}
     peers = ", ".join(NAMES[name] for name in NAMES if name in ran)
