@@ -47,7 +47,7 @@ def test_one_that_cannot_guess_is_refused(checkpoint: Path, tmp_path: Path) -> N
     (other / "model.safetensors").write_bytes(b"")
     assert f"draft {str(other)[:100]!r}: " in refusal(checkpoint, other, tmp_path)
     assert "no model 'nobody' here" in refusal(checkpoint, "nobody", tmp_path)
-    assert "--speculation" in refusal(checkpoint, checkpoint, tmp_path, speculation=False)
+    assert "--no-speculation" in refusal(checkpoint, checkpoint, tmp_path, speculation=False)
 
 
 def test_none_is_looked_for_without_the_setting(checkpoint: Path, tmp_path: Path) -> None:
