@@ -85,13 +85,16 @@ guide: .venv-parity/.installed  ## train the embedded model again
 
 bench-peers: .venv-bench/bin/llama-server .venv-openvino/.installed .venv-parity/.installed .venv-vllm/.installed  ## what `make bench` compares with
 
-bench: $(VENV)/.installed-dev bench-peers  ## every published table on this machine (about 45 minutes)
+bench: $(VENV)/.installed-dev bench-peers  ## every published table on this machine (about an hour)
 	$(BIN)/python benchmarks/engine.py --save
 	$(BIN)/python benchmarks/engine.py --shape llama-3.2-1b --save
 	$(BIN)/python benchmarks/streams.py --save
+	$(BIN)/python benchmarks/start.py --save
+	$(BIN)/python benchmarks/prefix.py --save
 	$(BIN)/python benchmarks/speculation.py --save
+	$(BIN)/python benchmarks/overload.py --save
 	$(BIN)/python benchmarks/accuracy.py --save
 	$(BIN)/python benchmarks/report.py
 
 clean:
-	rm -rf build dist $(VENV) .venv-parity .venv-bench .venv-openvino
+	rm -rf build dist $(VENV) .venv-parity .venv-bench .venv-openvino .venv-vllm

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.record import save
 from mainspring.engine.batch import Batch
 from mainspring.engine.weights import load_model
-from mainspring.kernels import BLOCK, Array, Format, Kernels, KvFormat, load_kernels
+from mainspring.kernels import BLOCK, Array, Format, Kernels, KvFormat, blocks_of, load_kernels
 from mainspring.registry.model import EMBEDDED, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -91,7 +91,7 @@ def model_log_probabilities(kernels: Kernels, format: Format, pages: list[list[i
     found = []
     for tokens in pages:
         count = len(tokens)
-        blocks = -(-count // BLOCK)
+        blocks = blocks_of(count)
         dtype = "float32" if format == "float32" else "bf16"
         cache = kernels.cache(shape.layers, blocks, shape.kv_heads, shape.head, dtype)
         positions = np.arange(count, dtype=np.int32)

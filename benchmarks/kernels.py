@@ -22,7 +22,7 @@ from typing import Any, get_args
 import numpy as np
 from shapes import QWEN_05B
 
-from mainspring.kernels import BLOCK, Format, Kernels, Weight, load_kernels
+from mainspring.kernels import Format, Kernels, Weight, blocks_of, load_kernels
 from mainspring.kernels.cpu import measure
 
 HIDDEN, INNER = QWEN_05B["hidden_size"], QWEN_05B["intermediate_size"]
@@ -110,7 +110,7 @@ def attention(
 
     With all layers, as in a step, the cache comes from memory.
     """
-    per = -(-length // BLOCK)
+    per = blocks_of(length)
     cache = kernels.cache(layers, per * sequences, KV, HEAD, dtype)
     rng = np.random.default_rng(0)
     tables = rng.permutation(per * sequences).astype(np.int32).reshape(sequences, per)

@@ -72,6 +72,11 @@ def table(columns: list[str], rows: list[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
+def by_weights(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one format together, in the order in which they were measured."""
+    return sorted(rows, key=lambda row: ("int8", "int4", "bf16").index(row["precision"]))
+
+
 def errors() -> dict[str, str]:
     """By format, Mainspring's error of a product: with normal activations / with outliers."""
     rows = newest("accuracy")[0]["rows"]
@@ -83,7 +88,7 @@ def errors() -> dict[str, str]:
 
 def engine_table(result: dict[str, Any]) -> str:
     """One result of engine.py: a row a cell, every side's speed, our ratio, and memory."""
-    rows, machine = result["rows"], result["machine"]
+    rows, machine = by_weights(result["rows"]), result["machine"]
     sides = [name for name in NAMES if any(name in row["tokens_per_second"] for row in rows)]
     versions = {name: row["about"][name]["version"] for row in rows for name in row["about"]}
     error = errors()
@@ -226,7 +231,7 @@ def readme() -> str:
     result = next(r for r in newest("engine") if r["rows"][0]["shape"] == SHAPE)
     error = errors()
     rows = []
-    for row in result["rows"]:
+    for row in by_weights(result["rows"]):
         speeds = {
             name: round(statistics.median(runs), 1)
             for name, runs in row["tokens_per_second"].items()

@@ -40,7 +40,7 @@ from mainspring.engine.architectures import Architecture, ModelShape
 from mainspring.engine.batch import Batch
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.weights import random_model
-from mainspring.kernels import BLOCK, Array, Cache, Kernels, load_kernels
+from mainspring.kernels import Array, Cache, Kernels, blocks_of, load_kernels
 from mainspring.types import Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -114,7 +114,7 @@ def decode(
     draft: Scripted | None,
 ) -> tuple[float, float, list[list[int]], Engine]:
     """Seconds and CPU seconds once every sequence has its first token, all tokens, the Engine."""
-    blocks = len(prompts) * (-(-(PROMPT + OUTPUT) // BLOCK) + 1)
+    blocks = len(prompts) * (blocks_of(PROMPT + OUTPUT) + 1)
     config = EngineConfig(blocks=blocks, prefix_cache=False, speculation=speculation)
     engine = Engine(model, kernels, config, draft=draft)
     tokens: dict[str, list[int]] = {}

@@ -50,6 +50,7 @@ class Ahead {
   int lines_;
 };
 
+// Where nothing has to be fetched.
 struct Nothing {
   void step() {}
 };

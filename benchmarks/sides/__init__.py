@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Side", "answer"]
+__all__ = ["Side", "answer", "figures", "resident_mb"]
 
 
 class Side:
@@ -50,6 +50,22 @@ def resident_mb() -> dict[str, float]:
     status = Path("/proc/self/status").read_text()
     rows = dict(line.split(":", 1) for line in status.splitlines() if line.startswith("Rss"))
     return {name: int(value.split()[0]) * 1024 / 1e6 for name, value in rows.items()}
+
+
+def figures(
+    prompted: int, output: int, after: int, *, begin: float, first: float, end: float
+) -> dict[str, Any]:
+    """What each side tells of a run.
+
+    Of `prompted` tokens in all that were computed when every sequence had its first token, at time
+    `first`; and of `output` tokens made in all, `after` of them later than that.
+    """
+    return {
+        "prefill_tokens_per_second": prompted / (first - begin),
+        "decode_tokens_per_second": after / max(end - first, 1e-9),
+        "output_tokens_per_second": output / (end - begin),
+        "resident_mb": resident_mb(),
+    }
 
 
 def answer(about: dict[str, Any], cells: dict[str, Callable[..., dict[str, Any]]]) -> None:

@@ -17,7 +17,7 @@ import llama_cpp as lc
 import numpy as np
 
 from benchmarks.shapes import SHAPES
-from benchmarks.sides import answer, resident_mb
+from benchmarks.sides import answer, figures
 from benchmarks.sides.llamacpp_file import TYPES, write_gguf
 
 
@@ -84,14 +84,16 @@ class Llama:
                 context, [(tokens[s], position, s, True) for s in range(sequences)]
             )
         end = time.perf_counter()
-        resident = resident_mb()
+        found = figures(
+            sequences * prompt,
+            sequences * output,
+            sequences * (output - 1),
+            begin=begin,
+            first=first,
+            end=end,
+        )
         lc.llama_free(context)
-        return {
-            "prefill_tokens_per_second": sequences * prompt / (first - begin),
-            "decode_tokens_per_second": sequences * (output - 1) / max(end - first, 1e-9),
-            "output_tokens_per_second": sequences * output / (end - begin),
-            "resident_mb": resident,
-        }
+        return found
 
 
 def main() -> None:

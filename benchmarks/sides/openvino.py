@@ -19,7 +19,7 @@ import openvino
 import openvino_genai as genai
 
 from benchmarks.shapes import SHAPES
-from benchmarks.sides import answer, resident_mb
+from benchmarks.sides import answer, figures
 
 GROUP = 128
 """numbers that share a scale"""
@@ -74,12 +74,9 @@ def main() -> None:
         if counts != [output] * sequences:
             raise RuntimeError(f"sequences of {counts} tokens, not {output}")
         first = max(firsts.values())
-        return {
-            "prefill_tokens_per_second": sequences * prompt / (first - begin),
-            "decode_tokens_per_second": after / max(end - first, 1e-9),
-            "output_tokens_per_second": sequences * output / (end - begin),
-            "resident_mb": resident_mb(),
-        }
+        return figures(
+            sequences * prompt, sequences * output, after, begin=begin, first=first, end=end
+        )
 
     about = {
         "engine": "openvino",

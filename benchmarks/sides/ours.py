@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shapes import SHAPES
-from benchmarks.sides import answer, resident_mb
+from benchmarks.sides import answer, figures
 from mainspring import __version__
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.weights import random_model
-from mainspring.kernels import BLOCK, load_kernels
+from mainspring.kernels import blocks_of, load_kernels
 from mainspring.types import Sampling
 
 
@@ -31,7 +31,7 @@ def main() -> None:
             model,
             kernels,
             EngineConfig(
-                blocks=sequences * (-(-(prompt + output) // BLOCK) + 1),
+                blocks=sequences * (blocks_of(prompt + output) + 1),
                 max_running=sequences,
                 max_queue=sequences,
                 prefix_cache=False,
@@ -63,12 +63,9 @@ def main() -> None:
         # The decode phase: what came after every sequence had its first token.
         last_first = max(firsts)
         after = sum(1 for t in times if t > last_first)
-        return {
-            "prefill_tokens_per_second": sequences * prompt / (last_first - begin),
-            "decode_tokens_per_second": after / max(end - last_first, 1e-9),
-            "output_tokens_per_second": len(times) / (end - begin),
-            "resident_mb": resident_mb(),
-        }
+        return figures(
+            sequences * prompt, len(times), after, begin=begin, first=last_first, end=end
+        )
 
     about = {
         "engine": "mainspring",

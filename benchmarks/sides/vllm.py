@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.shapes import SHAPES
-from benchmarks.sides import answer, resident_mb
+from benchmarks.sides import answer, figures
 
 
 def environment(threads: int) -> dict[str, str]:
@@ -77,12 +77,9 @@ def main() -> None:
         end = time.perf_counter()
         if list(counts.values()) != [output] * sequences:
             raise RuntimeError(f"sequences of {list(counts.values())} tokens, not {output}")
-        return {
-            "prefill_tokens_per_second": sequences * prompt / (first - begin),
-            "decode_tokens_per_second": after / max(end - first, 1e-9),
-            "output_tokens_per_second": sequences * output / (end - begin),
-            "resident_mb": resident_mb(),
-        }
+        return figures(
+            sequences * prompt, sequences * output, after, begin=begin, first=first, end=end
+        )
 
     about = {
         "engine": "vllm",

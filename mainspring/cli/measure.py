@@ -14,7 +14,7 @@ from mainspring.engine.architectures import Architecture
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.weights import random_model
 from mainspring.errors import BadRequest, InternalError
-from mainspring.kernels import BLOCK, Format, Kernels
+from mainspring.kernels import Format, Kernels, blocks_of
 from mainspring.types import Sampling
 
 __all__ = ["Load", "Measured", "measure_format"]
@@ -111,7 +111,7 @@ class Bench:
         self.load, self.tell = load, tell
         self.vocabulary = model.shape.vocabulary
         length = max(load.prompt + load.output, 2 * WARM_UP)
-        blocks = load.sequences * (-(-length // BLOCK) + 1)
+        blocks = load.sequences * (blocks_of(length) + 1)
         # Random tokens share no beginnings; without the prefix cache no run helps the next. Random
         # weights soon repeat themselves: what guesses gain there is no measure of anything.
         config = EngineConfig(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mainspring.kernels import BLOCK, Array
+from mainspring.kernels import Array, blocks_of
 
 __all__ = ["Batch", "Piece"]
 
@@ -48,7 +48,7 @@ class Batch:
             lengths.append(first + len(new))
             positions += range(first, lengths[-1])
             starts.append(len(tokens))
-        width = -(-max(lengths) // BLOCK)
+        width = blocks_of(max(lengths))
         tables = np.zeros((len(pieces), width), np.int32)
         for row, (_, _, table) in zip(tables, pieces, strict=True):
             held = table[:width]

@@ -10,7 +10,7 @@ from mainspring.engine.cost import CostModel
 from mainspring.engine.runner import Runner
 from mainspring.engine.sampler import Sampler
 from mainspring.engine.sequence import Sequence
-from mainspring.kernels import BLOCK, Kernels, KvFormat
+from mainspring.kernels import BLOCK, Kernels, KvFormat, blocks_of
 
 __all__ = ["DraftModel", "Wish"]
 
@@ -135,7 +135,7 @@ class DraftModel:
 
     def _forget(self, sequence: Sequence, start: int, end: int) -> list[int]:
         """Rows `start` to `end` will be written: what their blocks held is gone; returns those."""
-        blocks = sequence.blocks[start // BLOCK : -(-end // BLOCK)]
+        blocks = sequence.blocks[start // BLOCK : blocks_of(end)]
         for block in blocks:
             self._digests[block] = None
         return blocks

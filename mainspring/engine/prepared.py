@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Annotated, BinaryIO, Literal
 
 import msgspec
@@ -174,15 +173,7 @@ class PreparedFile:
             os.close(self._file)
             raise
 
-    def __enter__(self) -> PreparedFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
         os.close(self._file)
 
     def _read_table(self) -> Table:

@@ -8,7 +8,7 @@ import numpy as np
 
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.batch import Batch
-from mainspring.kernels import BLOCK, Array, Kernels, KvFormat
+from mainspring.kernels import Array, Kernels, KvFormat, blocks_of
 from mainspring.types import Sampling
 
 __all__ = ["generate"]
@@ -52,7 +52,7 @@ def generate(
 def _logits(model: Architecture, kernels: Kernels, tokens: list[int], dtype: KvFormat) -> Array:
     """Of the last token, [vocabulary]."""
     shape, count = model.shape, len(tokens)
-    blocks = -(-count // BLOCK)
+    blocks = blocks_of(count)
     cache = kernels.cache(shape.layers, blocks, shape.kv_heads, shape.head, dtype)
     batch = Batch(
         tokens=np.array(tokens, np.int32),

@@ -10,7 +10,7 @@ from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel, StepSize, attended
 from mainspring.engine.sequence import Sequence
 from mainspring.engine.tier import Tier
-from mainspring.kernels import BLOCK, Array
+from mainspring.kernels import BLOCK, Array, blocks_of
 from mainspring.types import Event
 
 __all__ = ["Scheduler", "Work"]
@@ -259,8 +259,3 @@ class Scheduler:
             sequence.cached = min(sequence.computed, sequence.prompt)
             self.prompt_tokens += sequence.prompt
             self.cached_tokens += sequence.cached
-
-
-def blocks_of(tokens: int) -> int:
-    """Blocks that hold this many tokens."""
-    return -(-tokens // BLOCK)

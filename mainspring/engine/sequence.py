@@ -11,7 +11,7 @@ from msgspec import Struct
 from mainspring.engine.blocks import Content, block_digest, root_digest
 from mainspring.engine.draft import Draft, Trust
 from mainspring.engine.penalties import Penalties
-from mainspring.kernels import BLOCK
+from mainspring.kernels import BLOCK, blocks_of
 from mainspring.types import Event, Finish, Sampling, TokenTime
 
 __all__ = ["Output", "Sequence", "TokenLogprob"]
@@ -124,7 +124,7 @@ class Sequence:
         self.prompt_logprobs: list[TokenLogprob] = []
         self.computed = 0
         self.blocks: list[int] = []
-        self.table = np.zeros(-(-self.limit // BLOCK), np.int32)
+        self.table = np.zeros(blocks_of(self.limit), np.int32)
         self.root = root_digest(salt)
         self.hashed = hashed
         self.digests: list[bytes] = []

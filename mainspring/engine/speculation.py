@@ -11,7 +11,7 @@ from mainspring.engine.cost import CostModel, StepSize
 from mainspring.engine.draft import MOST, Trust, worth
 from mainspring.engine.draft_model import DraftModel, Wish
 from mainspring.engine.sequence import Sequence
-from mainspring.kernels import BLOCK
+from mainspring.kernels import BLOCK, blocks_of
 from mainspring.types import DraftStats
 
 __all__ = ["Speculation"]
@@ -145,7 +145,7 @@ class Speculation:
         Nobody is preempted for a guess: a block for each running sequence stays available.
         """
         length, held = len(sequence.tokens), len(sequence.blocks)
-        need = -(-(length + count) // BLOCK) - held
+        need = blocks_of(length + count) - held
         if not count or need <= 0:
             return count
         if need + running > self._pool.available:

@@ -121,7 +121,7 @@ def load_prepared(
     place = prepared_path(path, format)
     if not isinstance(kernels, LastingKernels) or not os.path.lexists(place):
         return None
-    with PreparedFile(place) as file, closing(Opened(path, context)) as opened:
+    with closing(PreparedFile(place)) as file, closing(Opened(path, context)) as opened:
         table, stamps = file.table, opened.checkpoint.stamps
         if table.layout != kernels.layout or table.format != format:
             raise Unusable("another version of Mainspring made it")

@@ -27,6 +27,7 @@ __all__ = [
     "LastingKernels",
     "LastingWeight",
     "Weight",
+    "blocks_of",
     "kv_token_bytes",
     "load_kernels",
 ]
@@ -253,6 +254,11 @@ class LastingWeight(Weight, Protocol):
     def memory(self) -> Array:
         """The packed matrix without its bias: uint8 [bytes], not a copy."""
         ...
+
+
+def blocks_of(tokens: int) -> int:
+    """Blocks that hold this many tokens."""
+    return -(-tokens // BLOCK)
 
 
 def kv_token_bytes(head: int, dtype: KvFormat) -> int:

@@ -16,6 +16,7 @@ from mainspring.kernels import (
     Weight,
     bf16_bits,
     bf16_values,
+    blocks_of,
 )
 
 __all__ = ["ReferenceKernels"]
@@ -274,7 +275,7 @@ class ReferenceKernels:
             blocks, offsets = tables[s][positions // BLOCK], positions % BLOCK
             store.keys[layer, blocks, offsets] = store.rounded(rows[new, heads : heads + kv])
             store.values[layer, blocks, offsets] = store.rounded(rows[new, heads + kv :])
-            used = tables[s][: -(-length // BLOCK)]
+            used = tables[s][: blocks_of(length)]
             keys = store.keys[layer, used].reshape(-1, kv, head)[:length]
             values = store.values[layer, used].reshape(-1, kv, head)[:length]
             for row, position in zip(range(new.start, new.stop), positions.tolist(), strict=True):

@@ -12,7 +12,7 @@ from mainspring.config import ModelConfig
 from mainspring.engine.disk import QUEUE
 from mainspring.engine.tier import MOST
 from mainspring.errors import InsufficientMemory
-from mainspring.kernels import BLOCK, KvFormat
+from mainspring.kernels import BLOCK, KvFormat, blocks_of
 
 __all__ = ["MemoryPlan", "free_memory", "kv_format", "kv_token_bytes", "not_given", "plan_memory"]
 
@@ -46,7 +46,7 @@ def plan_memory(info: Any, config: ModelConfig, format: str, free: int) -> Memor
     """
     context = config.context or info.context
     block = BLOCK * kv_token_bytes(info, config, format)
-    one = -(-context // BLOCK)
+    one = blocks_of(context)
     if config.kv_memory:
         blocks = config.kv_memory // block
         if blocks < 1:
@@ -101,9 +101,7 @@ def _suggestion(info: Any, config: ModelConfig, format: str, free: int) -> str:
     contexts = [asked, *(c for c in CONTEXTS if c < asked)]
     for context in contexts[:1] if config.kv_memory else contexts:
         for name in formats:
-            kv = config.kv_memory or -(-context // BLOCK) * BLOCK * kv_token_bytes(
-                info, config, name
-            )
+            kv = config.kv_memory or blocks_of(context) * BLOCK * kv_token_bytes(info, config, name)
             if weights[name] + kv + _besides(config) <= free:
                 length = [] if context == asked else [f"--context {context}"]
                 return "try " + " ".join(_quantize(name, format) + length)

@@ -10,6 +10,7 @@ import random
 import shutil
 import zlib
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ def test_times_are_told_apart(checkpoint: Path) -> None:
 
 def test_a_new_one_takes_the_place_of_the_old(checkpoint: Path) -> None:
     file = prepare_model(checkpoint, KERNELS, format="int8")
-    with PreparedFile(file) as old:
+    with closing(PreparedFile(file)) as old:
         first = file.stat().st_ino
         assert prepare_model(checkpoint, KERNELS, format="int8") == file
         assert file.stat().st_ino != first
