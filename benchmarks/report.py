@@ -40,6 +40,8 @@ on the same cores, figures are medians, and what counts is the ratio. Everything
 | `engine.py` | the Engine against its peers: one stream, prompts, batches, long context |
 | `streams.py` | 16 streaming HTTP clients, against llama.cpp's server |
 | `server.py` | the embedded model: start to ready, memory of all processes, streams |
+| `start.py` | from the command to ready, prepared and not |
+| `prefix.py` | the first token where 1,000 tokens of a prompt are known |
 | `speculation.py` | decoding with and without speculation |
 | `overload.py` | ten times the load a server can carry: goodput, first token, recovery |
 | `kernels.py` | each kernel against the machine's limits |
