@@ -34,17 +34,32 @@ class Lane:
 
     A thread cannot be killed. While a job is late the lane is stuck and all jobs in it fail; when
     the job ends after all, the lane goes on. The thread is a daemon: a process with a stuck lane
-    exits like any other.
+    exits like any other. Time in which the whole process stood still (a stopped container, an
+    overloaded machine) is nobody's fault and does not count.
     """
 
     def __init__(self, name: str) -> None:
         self._jobs: SimpleQueue[Job | None] = SimpleQueue()
         self._due = math.inf
+        self._still = 0.0
+        """seconds of standstills; only those who wait for a job write it"""
+        self._looked = 0.0
+        """when the running job was last looked at, or began"""
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     @property
     def stuck(self) -> bool:
-        return time.monotonic() > self._due
+        return self._time() > self._due
+
+    def _time(self) -> float:
+        return time.monotonic() - self._still
+
+    def _look(self) -> bool:
+        """Whether the lane is stuck. Whoever comes much later than planned has stood still."""
+        now = time.monotonic()
+        self._still += max(0.0, now - self._looked - 2 * LOOK_SECONDS)
+        self._looked = now
+        return self.stuck
 
     async def run(self, work: Callable[[], T], seconds: float) -> T:
         """What `work` returns or raises, or Stuck if it takes more than `seconds` once begun."""
@@ -54,7 +69,7 @@ class Lane:
         try:
             while not future.done():
                 await asyncio.wait([future], timeout=LOOK_SECONDS)
-                if self.stuck and not future.done():
+                if self._look() and not future.done():
                     raise Stuck
             return future.result()
         finally:
@@ -68,7 +83,8 @@ class Lane:
         while (job := self._jobs.get()) is not None:
             if not job.future.set_running_or_notify_cancel():
                 continue
-            self._due = time.monotonic() + job.seconds
+            self._looked = time.monotonic()
+            self._due = self._time() + job.seconds
             try:
                 result = job.work()
             except BaseException as error:  # noqa: BLE001 - it is raised where the job came from

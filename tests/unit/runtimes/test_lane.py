@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 
 import pytest
 
@@ -37,6 +38,21 @@ def test_a_late_job_fails_itself_and_those_behind_it_until_it_ends() -> None:
         gate.set()
         await until(lambda: not lane.stuck)
         assert await lane.run(lambda: 2, 5) == 2
+        lane.close()
+
+    asyncio.run(main())
+
+
+def test_a_standstill_of_the_process_makes_no_job_late() -> None:
+    async def main() -> None:
+        lane, gate = Lane("t"), threading.Event()
+        job = asyncio.create_task(lane.run(gate.wait, 1.0))
+        await asyncio.sleep(0.1)
+        time.sleep(1.5)  # noqa: ASYNC251 - as a stopped process does
+        await asyncio.sleep(0.1)
+        assert not lane.stuck and not job.done()
+        gate.set()
+        assert await job
         lane.close()
 
     asyncio.run(main())
