@@ -1,6 +1,6 @@
 """How fast is each kernel on its own, and how near to what the machine can do?
 
-    python benchmarks/kernels.py [--formats int8 int4] [--rows 1 32 512] [--isa avx512] [--save]
+    python benchmarks/kernels.py [--formats int8 q4] [--rows 1 32 512] [--isa avx512] [--save]
 
 The linear layers are those of all layers of Qwen2.5-0.5B (random weights, streamed from memory as
 in a forward pass) and, by itself, its language-model head. Every table is bracketed by a probe of
@@ -22,7 +22,7 @@ from typing import Any, get_args
 import numpy as np
 from shapes import QWEN_05B
 
-from mainspring.kernels import Format, Kernels, Weight, blocks_of, load_kernels
+from mainspring.kernels import Array, Kernels, Weight, WeightFormat, blocks_of, load_kernels
 from mainspring.kernels.cpu import measure
 
 HIDDEN, INNER = QWEN_05B["hidden_size"], QWEN_05B["intermediate_size"]
@@ -62,22 +62,34 @@ def best(work: Callable[[], object], runs: int) -> float:
     return min(times[1:])
 
 
-def linear(kernels: Kernels, format: Format, rows: list[int], runs: int) -> Iterator[Row]:
+def pack(kernels: Kernels, source: Array, format: WeightFormat) -> Weight:
+    """In q8 and q4 with random codes: only others choose them."""
+    if format != "q8" and format != "q4":
+        return kernels.weight(source, format=format)
+    n, k = source.shape
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (n, k), np.int8)
+    scales = rng.random((n, -(-k // 32)), np.float32)
+    mins = -8 * scales if format == "q4" else None
+    return kernels.coded_weight(codes, scales, mins, format=format)
+
+
+def linear(kernels: Kernels, format: WeightFormat, rows: list[int], runs: int) -> Iterator[Row]:
     rng = np.random.default_rng(0)
     sources = {s: rng.standard_normal(s, np.float32) * np.float32(0.02) for s in MATRICES}
     weights: list[Weight] = []
     start = time.perf_counter()
     for _ in range(LAYERS):
-        weights += [kernels.weight(sources[s], format=format) for s in MATRICES]
+        weights += [pack(kernels, sources[s], format) for s in MATRICES]
     packed = time.perf_counter() - start
     numbers = sum(w.n * w.k for w in weights)
     print(f"packed {numbers / 1e6:.0f} M numbers in {packed:.2f} s")
     yield from products(kernels, f"layers {format}", weights, rows, runs)
 
 
-def lm_head(kernels: Kernels, format: Format, rows: list[int], runs: int) -> Iterator[Row]:
+def lm_head(kernels: Kernels, format: WeightFormat, rows: list[int], runs: int) -> Iterator[Row]:
     source = np.random.default_rng(0).standard_normal((VOCABULARY, HIDDEN), np.float32)
-    weight = kernels.weight(source, format=format)
+    weight = pack(kernels, source, format)
     yield from products(kernels, f"lm head {format}", [weight], [r for r in rows if r <= 64], runs)
 
 
@@ -191,7 +203,7 @@ def tables(kernels: Kernels, options: argparse.Namespace) -> Iterator[Callable[[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--formats", nargs="*", default=list(get_args(Format)))
+    parser.add_argument("--formats", nargs="*", default=list(get_args(WeightFormat)))
     parser.add_argument("--rows", nargs="*", type=int, default=list(ROWS))
     parser.add_argument("--isa", default="auto")
     parser.add_argument("--threads", type=int, default=0)

@@ -6,12 +6,30 @@ namespace mainspring::MAINSPRING_ISA {
 
 namespace {
 
-// Number i of a group of column `column`.
+// Half a byte: number i of a group of column `column`.
+inline int nibble(const std::byte* group, int column, int i) {
+  const int byte = int(group[(i / 8) * kPanel * 4 + column * 4 + i % 4]);
+  return (i % 8 < 4 ? byte : byte >> 4) & 15;
+}
+
 inline float int4_value(const std::byte* group, int depth, int column, int i) {
   const auto* multipliers = reinterpret_cast<const std::int8_t*>(group + depth * kPanel / 2);
-  const int byte = int(group[(i / 8) * kPanel * 4 + column * 4 + i % 4]);
-  const int value = ((i % 8 < 4 ? byte : byte >> 4) & 15) - 8;
-  return float(value * multipliers[i / kSubgroup * kPanel + column]);
+  return float((nibble(group, column, i) - 8) * multipliers[i / kSubgroup * kPanel + column]);
+}
+
+void read_codes(Format format, const std::byte* group, int depth, int column, int count, float* y) {
+  const bool packed = format == Format::q4;
+  const auto* scales =
+      reinterpret_cast<const float*>(group + depth * kPanel / (packed ? 2 : 1)) + column;
+  for (int i = 0; i < count; ++i) {
+    const float scale = scales[i / kSubgroup * kPanel];
+    if (packed) {
+      const float least = scales[(depth + i) / kSubgroup * kPanel];
+      y[i] = float(nibble(group, column, i)) * scale + least;
+    } else {
+      y[i] = float(int(group[(i / 4 * kPanel + column) * 4 + i % 4]) - 128) * scale;
+    }
+  }
 }
 
 void read_group(const Weight& weight, const std::byte* group, int depth, int column, int count,
@@ -37,6 +55,8 @@ void read_group(const Weight& weight, const std::byte* group, int depth, int col
         y[i] = float(value) * scales[column];
       }
       break;
+    case Format::q8:
+    case Format::q4: return read_codes(weight.format, group, depth, column, count, y);
     case Format::int4:
       for (int i = 0; i < count; ++i) y[i] = int4_value(group, depth, column, i) * scales[column];
       break;

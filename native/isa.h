@@ -6,6 +6,7 @@
 namespace mainspring::MAINSPRING_ISA {
 
 void pack(const Context&, const void* matrix, Source, Weight&);
+void pack_codes(const Context&, const Codes&, Weight&);
 void linear(const Context&, const float* x, std::int64_t rows, const Weight&, float* y);
 void gated_linear(const Context&, const float* x, std::int64_t rows, const Weight&, Activation,
                   float* y);

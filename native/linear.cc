@@ -1,4 +1,5 @@
 // y = x @ matrix.T + bias, and the same with the halves of y joined by a gate.
+#include "codes.h"
 #include "gate.h"
 #include "isa.h"
 #include "quantize.h"
@@ -24,6 +25,7 @@ struct Rows {
   Element* values;
   float* scales;          // [group][row], quantized formats only
   std::int32_t* offsets;  // [group][row]: -128 * the sum of the integers
+  std::int32_t* totals;   // [group][row][kParts]: sums of 32 integers; null: not wanted
   std::int64_t count;
 };
 
@@ -42,10 +44,15 @@ void prepare_group(const float* x, int count, std::int64_t at,
   } else {
     const Scale scale = scale_of(x, kGroup, 127.0f);
     Int total{};
-    for (int i = 0; i < kGroup; i += lanes) {
-      const Int integers = quantized(load(x + i), scale, 127);
-      total += integers;
-      F::put(values + i, integers);
+    for (int part = 0; part < kParts; ++part) {
+      Int of_part{};
+      for (int i = part * kSubgroup; i < (part + 1) * kSubgroup; i += lanes) {
+        const Int integers = quantized(load(x + i), scale, 127);
+        of_part += integers;
+        F::put(values + i, integers);
+      }
+      total += of_part;
+      if (to.totals != nullptr) to.totals[at * kParts + part] = sum(of_part);
     }
     to.scales[at] = scale.step;
     to.offsets[at] = -128 * sum(total);
@@ -77,13 +84,16 @@ struct Prepared {
       : values(context.arena, rows * weight.groups() * kGroup),
         scales(context.arena, rows * weight.groups()),
         offsets(context.arena, rows * weight.groups()),
-        view{values.data(), scales.data(), offsets.data(), rows} {
+        totals(context.arena, weight.coded() ? rows * weight.groups() * kParts : 0),
+        view{values.data(), scales.data(), offsets.data(),
+             weight.coded() ? totals.data() : nullptr, rows} {
     prepare<F>(context, x, weight, view);
   }
 
   Scratch<typename F::Element> values;
   Scratch<float> scales;
   Scratch<std::int32_t> offsets;
+  Scratch<std::int32_t> totals;
   Rows<typename F::Element> view;
 };
 
@@ -236,6 +246,11 @@ void panel_sums(const Rows<typename F::Element>& x, const Weight& weight, std::i
     const std::int64_t at = g * x.count + first;
     const std::byte* soon = group + (tiles == 1 ? kNear : whole);
     if constexpr (F::width == 4) {
+      if (weight.coded()) {
+        add_coded_group({x.values + at * kGroup, x.scales + at, x.totals + at * kParts}, rows,
+                        weight.format, group, depth, soon, sums);
+        continue;
+      }
       if (weight.format == Format::int4 && rows <= narrow_rows) {
         with_rows(rows, [&]<int height>() {
           if constexpr (height <= narrow_rows) {
@@ -352,7 +367,9 @@ void linear(const Context& context, const float* x, std::int64_t rows, const Wei
     case Format::float32: return product<Float32>(context, x, rows, weight, y);
     case Format::bf16: return product<BFloat16>(context, x, rows, weight, y);
     case Format::int8:
-    case Format::int4: return product<Int8>(context, x, rows, weight, y);
+    case Format::int4:
+    case Format::q8:
+    case Format::q4: return product<Int8>(context, x, rows, weight, y);
   }
 }
 
@@ -364,7 +381,9 @@ void gated_linear(const Context& context, const float* x, std::int64_t rows, con
       return gated_by_format<Float32>(context, x, rows, weight, activation, y);
     case Format::bf16: return gated_by_format<BFloat16>(context, x, rows, weight, activation, y);
     case Format::int8:
-    case Format::int4: return gated_by_format<Int8>(context, x, rows, weight, activation, y);
+    case Format::int4:
+    case Format::q8:
+    case Format::q4: return gated_by_format<Int8>(context, x, rows, weight, activation, y);
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "blocks.h"
 #include "cpu.h"
+#include "matrices.h"
 #include "views.h"
 
 namespace mainspring {
@@ -19,7 +20,6 @@ namespace {
 
 using Floats = nb::ndarray<nb::numpy, float>;
 using Integers = nb::ndarray<nb::numpy, std::int32_t>;
-using OptionalInput = std::optional<Input>;
 
 constexpr std::size_t kArenaLimit = std::size_t{96} << 20;
 constexpr std::int64_t kMaxHead = 256;
@@ -45,27 +45,6 @@ void check_range(const std::int32_t* values, std::int64_t count, std::int64_t en
   }
 }
 
-Format format_of(const std::string& name) {
-  if (name == "float32") return Format::float32;
-  if (name == "bf16") return Format::bf16;
-  if (name == "int8") return Format::int8;
-  if (name == "int4") return Format::int4;
-  refuse("format must be float32, bf16, int8 or int4, not " + name);
-}
-
-const char* format_name(Format format) {
-  constexpr const char* names[] = {"float32", "bf16", "int8", "int4"};
-  return names[int(format)];
-}
-
-Source source_of(const Input& matrix) {
-  if (matrix.dtype() == nb::dtype<float>()) return Source::float32;
-  if (matrix.dtype() == nb::dtype<std::uint16_t>()) return Source::bf16;
-  constexpr nb::dlpack::dtype half{std::uint8_t(nb::dlpack::dtype_code::Float), 16, 1};
-  if (matrix.dtype() == half) return Source::float16;
-  refuse("matrix must be float32, float16 or uint16 (the bits of bfloat16)");
-}
-
 class Kernels {
  public:
   Kernels(const Operations& operations, int threads)
@@ -85,27 +64,26 @@ class Kernels {
       refuse("matrix must be C-contiguous");
     }
     auto weight = blank(n, k, bias, format);
+    if (weight->coded()) refuse("format " + format + " is of coded_weight: it chooses no codes");
     const nb::gil_scoped_release release;
     operations_.pack(context(), matrix.data(), source, *weight);
     return weight;
   }
 
+  std::shared_ptr<Weight> coded_weight(const Input& codes, const Input& scales,
+                                       const OptionalInput& mins, const OptionalInput& bias,
+                                       const std::string& format) {
+    const std::int64_t n = rows_of(codes, "codes"), k = std::int64_t(codes.shape(1));
+    const Codes from = codes_of(codes, scales, mins, format_of(format));
+    auto weight = blank(n, k, bias, format);
+    const nb::gil_scoped_release release;
+    operations_.pack_codes(context(), from, *weight);
+    return weight;
+  }
+
   std::shared_ptr<Weight> blank(std::int64_t n, std::int64_t k, const OptionalInput& bias,
                                 const std::string& format) {
-    constexpr std::int64_t limit = std::int64_t{1} << 31;
-    if (n < 1 || k < 1 || n >= limit || k >= limit) refuse("n and k must be 1 to 2147483647");
-    const float* bias_data = bias ? view<float>(*bias, "bias", {n}) : nullptr;
-    auto weight = std::make_shared<Weight>(Weight{n, k, format_of(format), {}, {}});
-    std::size_t bytes = 0;
-    if (__builtin_mul_overflow(weight->panels(), weight->panel_bytes(), &bytes)) {
-      throw std::bad_alloc();
-    }
-    weight->data = Buffer(bytes, Buffer::Pages::huge);
-    if (bias_data != nullptr) {
-      weight->bias = Buffer(sizeof(float) * std::size_t(n), Buffer::Pages::small);
-      std::copy(bias_data, bias_data + n, weight->bias.as<float>());
-    }
-    return weight;
+    return blank_weight(n, k, bias, format_of(format));
   }
 
   Floats linear(const Input& x, const Weight& weight) {
@@ -376,6 +354,8 @@ NB_MODULE(_native, m) {
       .def_prop_ro("layout", [](const Kernels&) { return kLayout; })
       .def("weight", &Kernels::weight, "matrix"_a, "bias"_a = nb::none(), nb::kw_only(),
            "format"_a)
+      .def("coded_weight", &Kernels::coded_weight, "codes"_a, "scales"_a, "mins"_a = nb::none(),
+           "bias"_a = nb::none(), nb::kw_only(), "format"_a)
       .def("blank", &Kernels::blank, "n"_a, "k"_a, "bias"_a = nb::none(), nb::kw_only(), "format"_a)
       .def("linear", &Kernels::linear, "x"_a, "weight"_a)
       .def("gated_linear", &Kernels::gated_linear, "x"_a, "weight"_a, "activation"_a)

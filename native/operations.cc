@@ -8,6 +8,7 @@ namespace mainspring::MAINSPRING_ISA {
 const Operations operations = {
     MAINSPRING_NAME(MAINSPRING_ISA),
     pack,
+    pack_codes,
     linear,
     gated_linear,
     embedding,

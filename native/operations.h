@@ -9,7 +9,7 @@
 
 namespace mainspring {
 
-enum class Format : std::uint8_t { float32, bf16, int8, int4 };
+enum class Format : std::uint8_t { float32, bf16, int8, int4, q8, q4 };
 enum class Source : std::uint8_t { float32, float16, bf16 };
 enum class Activation : std::uint8_t { silu, gelu_tanh };
 
@@ -30,6 +30,9 @@ struct Context {
 //   int8     [depth / 4][64][4] value + 128; then [64] float scales
 //   int4     [depth / 8][64][4] two values + 8 a byte, the lower half belongs to k 0-3 of 8, the
 //            upper to k 4-7; then [depth / 32][64] int8 multipliers; then [64] float scales
+//   q8       [depth / 4][64][4] code + 128; then [depth / 32][64] float scales
+//   q4       [depth / 8][64][4] two codes a byte, in the order of int4; then [depth / 32][64] float
+//            scales; then [depth / 32][64] float minimums
 //
 // kLayout names all of this and how numbers are rounded. Files keep these bytes, so a change of
 // either, here or in pack.cc, takes a new name: tests/unit/kernels/test_pack.py notices.
@@ -47,11 +50,14 @@ struct Weight {
     const std::int64_t left = k - group * kGroup;
     return left >= kGroup ? kGroup : int((left + kSubgroup - 1) / kSubgroup * kSubgroup);
   }
+  bool coded() const { return format == Format::q8 || format == Format::q4; }
   static std::int64_t group_bytes(Format format, int depth) {
     switch (format) {
       case Format::float32: return std::int64_t{4} * depth * kPanel;
       case Format::bf16: return std::int64_t{2} * depth * kPanel;
       case Format::int8: return std::int64_t{1} * depth * kPanel + 4 * kPanel;
+      case Format::q8: return std::int64_t{1} * (depth + 4 * depth / kSubgroup) * kPanel;
+      case Format::q4: return std::int64_t{1} * (depth / 2 + 8 * depth / kSubgroup) * kPanel;
       default: return std::int64_t{1} * (depth / 2 + depth / kSubgroup) * kPanel + 4 * kPanel;
     }
   }
@@ -63,6 +69,18 @@ struct Weight {
     return data.data() + panel * panel_bytes() + index * group_bytes(format, kGroup);
   }
 };
+
+// Integers of a matrix [n, k] and what makes them numbers: value = code * scale + minimum. Along k,
+// `code_group(format)` codes share a scale, and in q4 a minimum.
+struct Codes {
+  const std::int8_t* values;  // [n, k]; of 4 bits: 0 .. 15 in q4, -8 .. 7 in int4
+  const float* scales;        // [n, groups of k]
+  const float* mins;          // the same in q4, null elsewhere
+};
+
+inline int code_group(Format format) {
+  return format == Format::q8 || format == Format::q4 ? kSubgroup : kGroup;
+}
 
 // Keys and values of all layers. For each layer, block and head: first the keys, tokens side by
 // side, then the values, numbers of a head side by side (rounded up to 32):
@@ -139,6 +157,7 @@ struct LogProbabilities {
 struct Operations {
   const char* name;
   void (*pack)(const Context&, const void* matrix, Source, Weight&);
+  void (*pack_codes)(const Context&, const Codes&, Weight&);
   void (*linear)(const Context&, const float* x, std::int64_t rows, const Weight&, float* y);
   // y [rows, n / 2]
   void (*gated_linear)(const Context&, const float* x, std::int64_t rows, const Weight&,

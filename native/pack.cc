@@ -149,6 +149,8 @@ void pack(const Context& context, const void* matrix, Source source, Weight& wei
           case Format::bf16: pack_bf16(row, depth, column, group); break;
           case Format::int8: pack_int8(row, depth, column, group); break;
           case Format::int4: pack_int4(row, depth, column, group); break;
+          case Format::q8:
+          case Format::q4: break;  // only pack_codes makes them
         }
       }
     }

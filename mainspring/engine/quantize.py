@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from mainspring.kernels import Format
+from mainspring.kernels import Format, WeightFormat
 
 __all__ = ["FORMATS", "Role", "format_of", "packed_bytes"]
 
@@ -19,7 +19,7 @@ Role = Literal["linear", "embedding", "router"]
 GROUP = 128
 """numbers along k that share a float32 scale in int8 and int4, see `Kernels.weight`"""
 SUBGROUP = 32
-"""numbers along k that share a one-byte multiplier in int4"""
+"""numbers along k that share a one-byte multiplier in int4, a scale in q8 and q4"""
 
 
 def format_of(role: Role, format: Format) -> Format:
@@ -31,13 +31,18 @@ def format_of(role: Role, format: Format) -> Format:
     return format
 
 
-def packed_bytes(n: int, k: int, format: Format) -> int:
+def packed_bytes(n: int, k: int, format: WeightFormat) -> int:
     """Bytes of a matrix [n, k] in memory, without bias and padding."""
     if format == "float32":
         return 4 * n * k
     if format == "bf16":
         return 2 * n * k
+    parts = -(-k // SUBGROUP)
+    if format == "q8":
+        return n * (k + 4 * parts)
+    if format == "q4":
+        return n * (-(-k // 2) + 8 * parts)
     scales = 4 * -(-k // GROUP)
     if format == "int8":
         return n * (k + scales)
-    return n * (-(-k // 2) + -(-k // SUBGROUP) + scales)
+    return n * (-(-k // 2) + parts + scales)

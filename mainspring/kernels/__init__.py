@@ -21,12 +21,14 @@ __all__ = [
     "BLOCK",
     "Array",
     "Cache",
+    "CodedFormat",
     "Format",
     "Kernels",
     "KvFormat",
     "LastingKernels",
     "LastingWeight",
     "Weight",
+    "WeightFormat",
     "blocks_of",
     "kv_token_bytes",
     "load_kernels",
@@ -37,6 +39,9 @@ BLOCK = 32
 
 Array = npt.NDArray[Any]
 Format = Literal["float32", "bf16", "int8", "int4"]
+CodedFormat = Literal["int8", "int4", "q8", "q4"]
+WeightFormat = Literal["float32", "bf16", "int8", "int4", "q8", "q4"]
+"""a Format, or one that holds what others have quantized"""
 KvFormat = Literal["float32", "bf16", "int8"]
 
 
@@ -48,7 +53,7 @@ class Weight(Protocol):
     @property
     def k(self) -> int: ...
     @property
-    def format(self) -> Format: ...
+    def format(self) -> WeightFormat: ...
     @property
     def nbytes(self) -> int: ...
 
@@ -102,12 +107,30 @@ class Kernels(Protocol):
         """
         ...
 
+    def coded_weight(
+        self,
+        codes: Array,
+        scales: Array,
+        mins: Array | None = None,
+        bias: Array | None = None,
+        *,
+        format: CodedFormat,
+    ) -> Weight:
+        """Pack a matrix that is quantized already: value = code * scale (+ min), nothing rounded.
+
+        `codes` is int8 [n, k], in int4 -8..7 and in q4 0..15. Along k, 128 codes share a scale in
+        int8 and int4, 32 in q8 and q4 (the last group may be short); `scales` is float32 [n,
+        groups], and so is `mins`, which q4 has and the others have not. Raises ValueError.
+        """
+        ...
+
     def linear(self, x: Array, weight: Weight) -> Array:
         """x [rows, k] -> [rows, n]: x @ matrix.T + bias, accumulated in float32.
 
         bf16 rounds x to bfloat16. int8 and int4 quantize each row of x to int8 with one scale
         for each group of 128 along k (symmetric, round half to even), multiply exactly in int32
-        within a group and sum the groups in order in float32. A group of x that holds NaN or
+        within a group and sum the groups in order in float32; q8 and q4 do so within each 32 of a
+        group, and q4 adds min times the sum of the row's integers. A group of x that holds NaN or
         infinity makes its row NaN.
         """
         ...
@@ -239,7 +262,19 @@ class LastingKernels(Kernels, Protocol):
         self, matrix: Array, bias: Array | None = None, *, format: Format
     ) -> LastingWeight: ...
 
-    def blank(self, n: int, k: int, bias: Array | None = None, *, format: Format) -> LastingWeight:
+    def coded_weight(
+        self,
+        codes: Array,
+        scales: Array,
+        mins: Array | None = None,
+        bias: Array | None = None,
+        *,
+        format: CodedFormat,
+    ) -> LastingWeight: ...
+
+    def blank(
+        self, n: int, k: int, bias: Array | None = None, *, format: WeightFormat
+    ) -> LastingWeight:
         """A Weight [n, k] of unknown numbers, whose `memory` is to be filled.
 
         Any bytes are safe; those of another Weight of the same n, k and format make it equal.

@@ -1,4 +1,4 @@
-from mainspring.kernels import Array, Format
+from mainspring.kernels import Array, WeightFormat
 
 class Weight:
     @property
@@ -6,7 +6,7 @@ class Weight:
     @property
     def k(self) -> int: ...
     @property
-    def format(self) -> Format: ...
+    def format(self) -> WeightFormat: ...
     @property
     def nbytes(self) -> int: ...
     @property

@@ -11,9 +11,11 @@ from mainspring.kernels import (
     BLOCK,
     Array,
     Cache,
+    CodedFormat,
     Format,
     KvFormat,
     Weight,
+    WeightFormat,
     bf16_bits,
     bf16_values,
     blocks_of,
@@ -27,12 +29,16 @@ SUBGROUP = 32
 
 @dataclass(frozen=True)
 class ReferenceWeight:
-    """`values` are floats (float32, bf16) or the integers of a quantized matrix."""
+    """`values` are floats (float32, bf16) or the integers of a quantized matrix.
+
+    `scales` and `mins` are those of each 128 along k, in q8 and q4 of each 32.
+    """
 
     values: Array  # [n, k]
     scales: Array  # [n, groups]; empty for float formats
     bias: Array | None
-    format: Format
+    format: WeightFormat
+    mins: Array | None = None
 
     @property
     def n(self) -> int:
@@ -44,14 +50,19 @@ class ReferenceWeight:
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes + self.scales.nbytes
+        mins = 0 if self.mins is None else self.mins.nbytes
+        return self.values.nbytes + self.scales.nbytes + mins
 
     def matrix(self) -> Array:
         """The dequantized matrix, float32 [n, k]."""
         if not self.scales.size:
             return self.values
-        spread = np.repeat(self.scales, GROUP, axis=1)[:, : self.k]
-        return np.asarray(self.values * spread)
+        values = self.values * self._spread(self.scales)
+        return np.asarray(values if self.mins is None else values + self._spread(self.mins))
+
+    def _spread(self, of_groups: Array) -> Array:
+        size = SUBGROUP if self.format in ("q8", "q4") else GROUP
+        return np.asarray(np.repeat(of_groups, size, axis=1)[:, : self.k])
 
 
 @dataclass(frozen=True)
@@ -191,6 +202,18 @@ class ReferenceKernels:
             values, scales = _quantize4(values)
         return ReferenceWeight(values, scales, None if bias is None else _float(bias), format)
 
+    def coded_weight(
+        self,
+        codes: Array,
+        scales: Array,
+        mins: Array | None = None,
+        bias: Array | None = None,
+        *,
+        format: CodedFormat,
+    ) -> Weight:
+        values = codes.astype(np.float32)
+        return ReferenceWeight(values, scales, None if bias is None else _float(bias), format, mins)
+
     def linear(self, x: Array, weight: Weight) -> Array:
         w = cast(ReferenceWeight, weight)
         if w.format == "bf16":
@@ -205,10 +228,14 @@ class ReferenceKernels:
     def _quantized_linear(self, x: Array, w: ReferenceWeight) -> Array:
         integers, scales = _quantize(x)
         y = np.zeros((len(x), w.n), np.float32)
-        for g, start in enumerate(range(0, w.k, GROUP)):
-            part = slice(start, start + GROUP)
+        size = SUBGROUP if w.format in ("q8", "q4") else GROUP
+        for g, start in enumerate(range(0, w.k, size)):
+            part = slice(start, start + size)
             exact = integers[:, part].astype(np.float64) @ w.values[:, part].T.astype(np.float64)
-            y += exact.astype(np.float32) * (scales[:, g, None] * w.scales[None, :, g])
+            x_scales = scales[:, start // GROUP, None]
+            y += exact.astype(np.float32) * (x_scales * w.scales[None, :, g])
+            if w.mins is not None:
+                y += (x_scales * integers[:, part].sum(axis=1, keepdims=True)) * w.mins[None, :, g]
         return y
 
     def gated_linear(
