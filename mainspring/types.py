@@ -37,6 +37,8 @@ class Task(StrEnum):
 
     CHAT = "chat"
     COMPLETE = "complete"
+    TOKENIZE = "tokenize"
+    DETOKENIZE = "detokenize"
 
 
 class Finish(StrEnum):
@@ -106,9 +108,12 @@ class Request(Struct, frozen=True, kw_only=True):
     arrival: float
     """When its last byte came in."""
     messages: tuple[Message, ...] = ()
-    """Task.CHAT: the conversation."""
+    """The conversation of Task.CHAT, and of Task.TOKENIZE where there are no prompts."""
     prompts: tuple[str | tuple[int, ...], ...] = ()
-    """Task.COMPLETE: each a text or token ids; choices are numbered prompt * n + i."""
+    """Task.COMPLETE: each a text or token ids; choices are numbered prompt * n + i.
+
+    Task.TOKENIZE: one text; Task.DETOKENIZE: the ids of one.
+    """
     sampling: Sampling = Sampling()
     chosen: frozenset[str] = frozenset()
     """Fields of `sampling` that the client set; the checkpoint's own defaults fill the others."""
@@ -117,6 +122,10 @@ class Request(Struct, frozen=True, kw_only=True):
     """Strings that end a choice; they are not part of its text."""
     echo: bool = False
     """Task.COMPLETE: the prompt's text comes first."""
+    suffix: str = ""
+    """Task.COMPLETE: what follows the text that is asked for (fill in the middle)."""
+    begin: bool = True
+    """Task.TOKENIZE: a prompt has the tokens that the tokenizer puts around every one."""
     seed: int | None = None
     """As the client gave it; choice i samples with seed + i. None: random for each choice."""
     template_variables: dict[str, Any] = {}
@@ -210,7 +219,7 @@ class Chunk(Struct, frozen=True, kw_only=True):
     tokens: tuple[Token, ...] = ()
     """Filled when log-probabilities were asked for."""
     prompt_tokens: tuple[Token, ...] = ()
-    """On a choice's first Chunk when prompt log-probabilities were asked for."""
+    """On a choice's first Chunk when prompt log-probabilities were asked for; Task.TOKENIZE."""
     finish: Finish | None = None
     stop_reason: str | int | None = None
     """The stop string or stop token id that ended the choice."""

@@ -42,6 +42,8 @@ class Inference:
             Route("GET", "/v1/models/{name}", may, self.show_model),
             Route("POST", "/v1/chat/completions", may, self.chat),
             Route("POST", "/v1/completions", may, self.complete),
+            Route("POST", "/tokenize", may, self.tokenize),
+            Route("POST", "/detokenize", may, self.detokenize),
         ]
 
     async def list_models(self, call: Call, _: str) -> None:
@@ -77,9 +79,38 @@ class Inference:
             ),
         )
 
+    async def tokenize(self, call: Call, _: str) -> None:
+        body = await call.body(self._body_limit)
+        ask = openai.parse_tokenize(
+            body, id=call.id, arrival=call.arrival, tenant=call.identity.tenant
+        )
+        chunk = await self._spelled(call, ask)
+        context = self._models.find(ask.request.model).runtime.info.context
+        await call.answer(200, openai.tokens_body(ask, chunk, context))
+
+    async def detokenize(self, call: Call, _: str) -> None:
+        body = await call.body(self._body_limit)
+        ask = openai.parse_detokenize(
+            body, id=call.id, arrival=call.arrival, tenant=call.identity.tenant
+        )
+        await call.answer(200, openai.text_body(await self._spelled(call, ask)))
+
+    async def _spelled(self, call: Call, ask: openai.TokenAsk) -> Chunk:
+        """The one Chunk that says something."""
+        self._tell_ignored(call, ask.ignored)
+        call.record = Record.of(ask.request)
+        run = self._pipeline.run(ask.request, call.identity, call.record)
+        async with aclosing(run) as chunks:
+            first, *_ = [chunk async for chunk in chunks]
+        return first
+
+    @staticmethod
+    def _tell_ignored(call: Call, names: tuple[str, ...]) -> None:
+        if names:
+            call.add_header(b"x-mainspring-ignored", ",".join(names[:NAMES_SHOWN])[:1024])
+
     async def _infer(self, call: Call, ask: openai.Ask) -> None:
-        if ask.ignored:
-            call.add_header(b"x-mainspring-ignored", ",".join(ask.ignored[:NAMES_SHOWN])[:1024])
+        self._tell_ignored(call, ask.ignored)
         call.record = Record.of(ask.request)
         run = self._pipeline.run(ask.request, call.identity, call.record)
         async with aclosing(run) as chunks:

@@ -24,7 +24,7 @@ from mainspring.runtimes.protocol import Ready
 from mainspring.runtimes.supervisor import Supervisor
 from mainspring.runtimes.template import ChatTemplate, read_template
 from mainspring.runtimes.tokenizer import Tokenizer
-from mainspring.types import Chunk, EngineStats, ModelInfo, Request, Sampling, Task
+from mainspring.types import Chunk, EngineStats, ModelInfo, Request, Sampling, Task, Token, Usage
 
 __all__ = ["LLMRuntime"]
 
@@ -169,6 +169,10 @@ class LLMRuntime:
         Raises BadRequest, ContextLength, Overloaded, Unavailable, or what went wrong in between.
         """
         self._check_open()
+        if request.task in (Task.TOKENIZE, Task.DETOKENIZE):
+            yield await self._spelled(request)
+            yield Chunk(usage=Usage())
+            return
         places = request.n * (1 if request.task is Task.CHAT else len(request.prompts))
         stay = self._admission.enter(request, places)
         self._idle.clear()
@@ -195,6 +199,26 @@ class LLMRuntime:
         if self._supervisor.lost or self._lane.stuck:
             raise Unavailable(f"model {self.name} does not answer: {self.unhealthy()}")
 
+    async def _spelled(self, request: Request) -> Chunk:
+        """The answer of a task that needs the tokenizer alone."""
+        assert self._prompts is not None
+        prompts, tokenizer = self._prompts, self._prompts.tokenizer
+        if request.task is Task.DETOKENIZE:
+            (ids,) = request.prompts
+            assert not isinstance(ids, str)
+            return Chunk(text=await self._in_thread(lambda: prompts.text(ids)))
+        if request.prompts:
+            (text,) = request.prompts
+            assert isinstance(text, str)
+            prompt = await self._in_thread(
+                lambda: prompts.tokens(text, begin=request.begin), reading_seconds(len(text))
+            )
+        else:
+            prompt = await self._chat(request)
+        named = [(id, tokenizer.token_bytes(id)) for id in prompt.ids]
+        tokens = (Token(id, data.decode(errors="replace"), data, None) for id, data in named)
+        return Chunk(prompt_tokens=tuple(tokens))
+
     # From a request to choices --------------------------------------------------------------------
 
     async def _choices(self, request: Request) -> list[Choice]:
@@ -205,8 +229,11 @@ class LLMRuntime:
         else:
             complete = self._prompts.complete
             prompts = await self._in_thread(
-                lambda: [complete(prompt, echo=request.echo) for prompt in request.prompts],
-                reading_seconds(sum(map(len, request.prompts))),
+                lambda: [
+                    complete(prompt, echo=request.echo, suffix=request.suffix)
+                    for prompt in request.prompts
+                ],
+                reading_seconds(len(request.suffix) + sum(map(len, request.prompts))),
             )
         sampling = self._filled(request)
         for prompt in prompts:

@@ -9,12 +9,13 @@ import msgspec
 from msgspec import Struct
 
 from mainspring.errors import BadRequest, ContextLength, ModelError
+from mainspring.runtimes.infill import infill
 from mainspring.runtimes.tokenizer import Guard, Tokenizer
 from mainspring.types import Message, Sampling
 
 __all__ = ["Guarded", "Prompt", "Prompts"]
 
-PROMPT, MESSAGES = "prompt", "messages"
+PROMPT, MESSAGES, SUFFIX, TOKENS = "prompt", "messages", "suffix", "tokens"
 RESERVED = frozenset({"messages", "chat_template", "raise_exception", "strftime_now"})
 
 
@@ -66,17 +67,34 @@ class Prompts:
         self._check_slices(text, MESSAGES)
         return Prompt(self._known(self.tokenizer.encode_guarded(text, mark)), field=MESSAGES)
 
-    def complete(self, prompt: str | Sequence[int], *, echo: bool) -> Prompt:
+    def complete(self, prompt: str | Sequence[int], *, echo: bool, suffix: str = "") -> Prompt:
         """The prompt of a completion: whoever sends it writes all of it, special tokens included.
 
-        Raises ContextLength or BadRequest.
+        With `suffix` it asks for what stands between the two texts. Raises ContextLength or
+        BadRequest.
         """
         if isinstance(prompt, str):
-            self._check_bytes(_bytes(prompt), PROMPT)
-            self._check_slices(prompt, PROMPT)
+            self._check_text(prompt, PROMPT)
+            if suffix:
+                self._check_text(suffix, SUFFIX)
+                ids = self._known(infill(self._name, self.tokenizer, prompt, suffix))
+                return Prompt(ids, prompt if echo else "")
             return Prompt(self._known(self.tokenizer.encode(prompt)), prompt if echo else "")
-        self._check_ids(prompt)
+        self._check_ids(prompt, PROMPT)
         return Prompt(tuple(prompt), self.tokenizer.decode(prompt) if echo else "")
+
+    def tokens(self, text: str, *, begin: bool) -> Prompt:
+        """A text as a completion reads it, `begin` as in `Tokenizer.encode`.
+
+        Raises ContextLength.
+        """
+        self._check_text(text, PROMPT)
+        return Prompt(self._known(self.tokenizer.encode(text, begin=begin)))
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of the ids, special tokens by their names. Raises BadRequest."""
+        self._check_ids(ids, TOKENS)
+        return self.tokenizer.decode(ids, special=True)
 
     def check(self, prompt: Prompt, sampling: Sampling) -> None:
         """Raise ContextLength unless prompt and asked output fit into the context."""
@@ -106,6 +124,10 @@ class Prompts:
                 param=field,
             )
 
+    def _check_text(self, text: str, field: str) -> None:
+        self._check_bytes(_bytes(text), field)
+        self._check_slices(text, field)
+
     def _check_slices(self, text: str, field: str) -> None:
         """Refuse a text that is too long before reading all of it at once."""
         if self.tokenizer.exceeds(text, self._context):
@@ -124,12 +146,12 @@ class Prompts:
             )
         return tuple(ids)
 
-    def _check_ids(self, ids: Sequence[int]) -> None:
+    def _check_ids(self, ids: Sequence[int], field: str) -> None:
         for worst in (min(ids, default=0), max(ids, default=0)):
             if not 0 <= worst < self._vocabulary:
                 raise BadRequest(
                     f"token id {worst} is not in the vocabulary, 0 to {self._vocabulary - 1}",
-                    param="prompt",
+                    param=field,
                 )
 
 

@@ -184,6 +184,16 @@ class Tokenizer:
             return plain if plain and plain[0] == ids[0] else ids
         return ids
 
+    def encode_plain(self, text: str, *, inner: bool = False) -> list[int]:
+        """The ids of a text in which nothing is special; `inner`: one that begins no prompt."""
+        ids = self._encode(self._inner + text if inner else text, False, plain=True)
+        return ids[1:] if inner else ids
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name."""
+        id: int | None = self._library.token_to_id(token)
+        return id
+
     def exceeds(self, text: str, tokens: int) -> bool:
         """Whether a long text has more than `tokens` tokens, as far as its slices tell.
 
@@ -222,9 +232,7 @@ class Tokenizer:
             text = text.rstrip()
         if not text:
             return []
-        inner = before is not None
-        ids = self._encode(self._inner + text if inner else text, False, plain=True)
-        return ids[1:] if inner else ids
+        return self.encode_plain(text, inner=before is not None)
 
     def _encode(self, text: str, begin: bool, *, plain: bool = False) -> list[int]:
         """`plain`: special tokens are read as text."""
@@ -244,8 +252,10 @@ class Tokenizer:
             return ByteDetokenizer(self._bytes, first=not before)
         return WindowDetokenizer(self._decode, before)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of the ids, special tokens left out."""
+    def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
+        """The text of the ids, special tokens left out, or written by their names."""
+        if special:
+            return self._decode(list(ids), special=True)
         state = self.detokenizer()
         return "".join([*map(state.feed, ids), state.end()])
 
@@ -257,9 +267,9 @@ class Tokenizer:
             return self._bytes[id]
         return self._decode([id]).encode()
 
-    def _decode(self, ids: list[int]) -> str:
+    def _decode(self, ids: list[int], *, special: bool = False) -> str:
         with _blamed("cannot turn these tokens into text"):
-            text: str = self._library.decode(ids, skip_special_tokens=True)
+            text: str = self._library.decode(ids, skip_special_tokens=not special)
         return text
 
     # Checks ---------------------------------------------------------------------------------------

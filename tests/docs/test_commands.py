@@ -93,7 +93,7 @@ def test_every_path_named_is_mounted(tmp_path: Path) -> None:
         path.rstrip("/.")
         for page in PAGES
         for path in re.findall(
-            r"(?<![\w.])(?:127\.0\.0\.1:\d+)?(/(?:v1|health|admin|metrics)\b[\w/{}]*)",
+            r"(?<![\w.])(?:127\.0\.0\.1:\d+)?(/(?:v1|health|admin|metrics|tokenize|detokenize)\b[\w/{}]*)",
             page.read_text(encoding="utf-8"),
         )
     }

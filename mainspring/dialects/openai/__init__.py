@@ -6,14 +6,26 @@ client of either finds what it knows.
 
 from mainspring.dialects.openai.answer import Stream, Whole, error_body, model_body, models_body
 from mainspring.dialects.openai.request import Ask, parse_chat, parse_completion
+from mainspring.dialects.openai.tokens import (
+    TokenAsk,
+    parse_detokenize,
+    parse_tokenize,
+    text_body,
+    tokens_body,
+)
 
 __all__ = [
     "Ask",
     "Stream",
+    "TokenAsk",
     "Whole",
     "error_body",
     "model_body",
     "models_body",
     "parse_chat",
     "parse_completion",
+    "parse_detokenize",
+    "parse_tokenize",
+    "text_body",
+    "tokens_body",
 ]

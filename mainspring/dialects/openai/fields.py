@@ -100,6 +100,7 @@ class CompletionFields(SharedFields, frozen=True, kw_only=True):
     prompt: str | Annotated[list[str | int | list[TokenId]], Meta(min_length=1)]
     logprobs: Top | None = None
     echo: bool | None = None
+    suffix: str | None = None
     best_of: Annotated[int, Meta(ge=1, le=CHOICES_LIMIT)] | None = None
 
 

@@ -18,7 +18,7 @@ from mainspring.dialects.openai.fields import (
 from mainspring.errors import BadRequest, Forbidden
 from mainspring.types import Message, Request, Sampling, Task
 
-__all__ = ["Ask", "parse_chat", "parse_completion"]
+__all__ = ["Ask", "messages_of", "parse_chat", "parse_completion"]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SAMPLING_FIELDS = (
@@ -72,7 +72,7 @@ def parse_chat(
     request = Request(
         id=f"chatcmpl-{id}",
         task=Task.CHAT,
-        messages=tuple(_message(m, f"messages[{i}]") for i, m in enumerate(fields.messages)),
+        messages=messages_of(fields.messages),
         template_variables=variables,
         sampling=_sampling(fields, limit, logprobs, fields.prompt_logprobs),
         **_shared(fields, arrival, tenant),
@@ -93,6 +93,8 @@ def parse_completion(body: bytes, *, id: str, arrival: float, created: int, tena
         )
     if fields.best_of is not None and fields.best_of != n:
         raise BadRequest("best_of: only supported equal to n; leave it out", param="best_of")
+    if fields.suffix and not all(isinstance(prompt, str) for prompt in prompts):
+        raise BadRequest("suffix: needs prompt to be a text, not token ids", param="suffix")
     top = fields.prompt_logprobs
     if fields.echo and fields.logprobs is not None:
         top = max(fields.logprobs, top or 0)
@@ -101,6 +103,7 @@ def parse_completion(body: bytes, *, id: str, arrival: float, created: int, tena
         task=Task.COMPLETE,
         prompts=prompts,
         echo=bool(fields.echo),
+        suffix=fields.suffix or "",
         sampling=_sampling(fields, fields.max_tokens, fields.logprobs, top),
         **_shared(fields, arrival, tenant),
     )
@@ -161,6 +164,11 @@ def _given(fields: SharedFields) -> dict[str, Any]:
     if "top_k" in given:
         given["top_k"] = max(given["top_k"], 0)  # -1 asks for all, too
     return given
+
+
+def messages_of(messages: list[MessageFields]) -> tuple[Message, ...]:
+    """A conversation. Raises BadRequest with the place."""
+    return tuple(_message(fields, f"messages[{i}]") for i, fields in enumerate(messages))
 
 
 def _message(fields: MessageFields, path: str) -> Message:

@@ -239,7 +239,6 @@ def test_messages_with_tools_in_the_past() -> None:
         ("response_format", {"type": "json_object"}, {"type": "text"}),
         ("modalities", ["text", "audio"], ["text"]),
         ("audio", {"voice": "x"}, None),
-        ("suffix", "x", ""),
         ("functions", [{}], []),
         ("function_call", "auto", "none"),
         ("web_search_options", {}, None),
@@ -317,3 +316,13 @@ def test_any_json_is_read_or_refused_with_a_place(fields: dict[str, Any]) -> Non
         except MainspringError as error:
             assert error.status in {400, 403}
             assert error.param
+
+
+def test_a_suffix_asks_for_the_middle() -> None:
+    assert completion(suffix="x").request.suffix == "x"
+    assert completion(suffix="").request.suffix == completion(suffix=None).request.suffix == ""
+    with pytest.raises(BadRequest, match="suffix: needs prompt to be a text") as caught:
+        completion(prompt=[1, 2], suffix="x")
+    assert caught.value.param == "suffix"
+    with pytest.raises(BadRequest, match="suffix: not supported"):
+        chat(suffix="x")
