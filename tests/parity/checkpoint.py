@@ -37,8 +37,8 @@ def tensor(name: str, shape: tuple[int, ...], row: Row) -> np.ndarray:
         values = values / np.sqrt(shape[-1])
         if "lm_head" in name:
             values = 4 * values
-        elif "embed_tokens" in name and row.family.startswith("gemma"):
-            values = 0.1 * values  # it is multiplied by sqrt(hidden)
+        elif "embed_tokens" in name and row.family.startswith(("gemma", "granite")):
+            values = 0.1 * values  # it is multiplied, by sqrt(hidden) or by a field
         elif "embed_tokens" not in name:
             values = 1.5 * values
     values = values.astype(np.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from mainspring.engine.architectures import Architecture
-from mainspring.engine.fields import Fields
 from mainspring.engine.layers.attention import Attention, layer_windows
 from mainspring.engine.layers.block import Block, SandwichBlock
 from mainspring.engine.layers.decoder import Decoder
@@ -37,7 +36,9 @@ def build(source: Source) -> Architecture:
     fields, sizes = source.fields, source.sizes
     if fields.flag("use_bidirectional_attention"):
         raise fields.refuse("use_bidirectional_attention", "is true; only causal models are run")
-    everywhere, local = Rope.of(fields, sizes, source.context), _local_rope(source)
+    base = fields.number("rope_local_base_freq", low=1.0, high=1e15)
+    everywhere = Rope.of(fields, sizes, source.context)
+    local = Rope.local(fields, sizes, source.context, base)
     pattern = fields.integer("sliding_window_pattern")
     windows = layer_windows(fields, sizes.layers, lambda layer: (layer + 1) % pattern != 0)
 
@@ -74,13 +75,3 @@ def _attention(source: Source, layer: int, rope: Rope, window: int) -> Attention
             1 + source.vector(prefix + "k_norm.weight", head),
         ),
     )
-
-
-def _local_rope(source: Source) -> Rope:
-    """`rope_local_base_freq`, or `sliding_attention` under the newer `rope_parameters`."""
-    fields = source.fields
-    values = {"rope_theta": fields.number("rope_local_base_freq", low=1.0, high=1e15)}
-    newer = fields.table("rope_parameters")
-    if newer is not None and (given := newer.table("sliding_attention")) is not None:
-        values.update(given.values)
-    return Rope.of(Fields(values, where=f"{fields.where}: local"), source.sizes, source.context)

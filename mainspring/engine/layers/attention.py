@@ -38,7 +38,8 @@ class Attention:
     layer: int
     qkv: Weight
     output: Weight
-    rope: Rope
+    rope: Rope | None
+    """None: without positions (NoPE, arXiv 2305.19466)"""
     heads: int
     kv_heads: int
     head: int
@@ -48,6 +49,7 @@ class Attention:
     """a token sees itself and window - 1 before it; 0: all"""
     softcap: float = 0.0
     q_norm: Array | None = None
+    """gain of the norm of each head, or, as wide as all of them, of the norm of all together"""
     k_norm: Array | None = None
 
     @classmethod
@@ -55,7 +57,7 @@ class Attention:
         cls,
         source: Source,
         layer: int,
-        rope: Rope,
+        rope: Rope | None,
         *,
         qkv_names: Sequence[str] = ("q_proj", "k_proj", "v_proj"),
         qkv_bias: bool = False,
@@ -93,10 +95,13 @@ class Attention:
         k, heads = self.kernels, self.heads
         qkv = k.linear(x, self.qkv)
         if self.q_norm is not None and self.k_norm is not None:
-            k.head_norm(qkv, self.q_norm, self.eps, first=0, heads=heads)
-            k.head_norm(qkv, self.k_norm, self.eps, first=heads, heads=self.kv_heads)
-        rotated = heads + self.kv_heads
-        k.rope(qkv, self.rope.table, batch.positions, heads=rotated, head=self.head)
+            q, keys = heads * self.head, self.kv_heads * self.head
+            wide = len(self.k_norm)
+            k.head_norm(qkv, self.q_norm, self.eps, first=0, heads=q // len(self.q_norm))
+            k.head_norm(qkv, self.k_norm, self.eps, first=q // wide, heads=keys // wide)
+        if self.rope is not None:
+            rotated = heads + self.kv_heads
+            k.rope(qkv, self.rope.table, batch.positions, heads=rotated, head=self.head)
         mixed = k.attention(
             qkv,
             cache,

@@ -10,7 +10,7 @@ from mainspring.engine.layers.attention import Attention
 from mainspring.engine.source import Source
 from mainspring.kernels import Array, Cache, Kernels
 
-__all__ = ["Block", "Mixer", "PreNormBlock", "SandwichBlock"]
+__all__ = ["Block", "Mixer", "PostNormBlock", "PreNormBlock", "SandwichBlock"]
 
 
 class Mixer(Protocol):
@@ -41,9 +41,13 @@ class PreNormBlock:
     attention: Attention
     mixer_norm: Array
     mixer: Mixer
+    scale: float = 1.0
+    """of what attention and feed-forward add"""
 
     @classmethod
-    def load(cls, source: Source, attention: Attention, mixer: Mixer) -> PreNormBlock:
+    def load(
+        cls, source: Source, attention: Attention, mixer: Mixer, *, scale: float = 1.0
+    ) -> PreNormBlock:
         hidden, prefix = source.sizes.hidden, f"model.layers.{attention.layer}."
         return cls(
             source.kernels,
@@ -52,14 +56,52 @@ class PreNormBlock:
             attention,
             source.vector(prefix + "post_attention_layernorm.weight", hidden),
             mixer,
+            scale,
         )
 
     def __call__(self, x: Array, add: Array | None, batch: Batch, cache: Cache) -> Array:
         k = self.kernels
         y = k.rms_norm(x, self.attention_norm, self.eps, add=add)
-        y = self.attention(y, batch, cache)
+        y = self._scaled(self.attention(y, batch, cache))
         y = k.rms_norm(x, self.mixer_norm, self.eps, add=y)
-        return self.mixer(y)
+        return self._scaled(self.mixer(y))
+
+    def _scaled(self, y: Array) -> Array:
+        if self.scale != 1:
+            y *= self.scale
+        return y
+
+
+@dataclass(frozen=True, slots=True)
+class PostNormBlock:
+    """attention, norm, add; feed-forward, norm, add: olmo 2 and 3."""
+
+    kernels: Kernels
+    eps: float
+    attention: Attention
+    attended_norm: Array
+    mixer: Mixer
+    mixed_norm: Array
+
+    @classmethod
+    def load(cls, source: Source, attention: Attention, mixer: Mixer) -> PostNormBlock:
+        hidden, prefix = source.sizes.hidden, f"model.layers.{attention.layer}."
+        return cls(
+            source.kernels,
+            source.sizes.eps,
+            attention,
+            source.vector(prefix + "post_attention_layernorm.weight", hidden),
+            mixer,
+            source.vector(prefix + "post_feedforward_layernorm.weight", hidden),
+        )
+
+    def __call__(self, x: Array, add: Array | None, batch: Batch, cache: Cache) -> Array:
+        k = self.kernels
+        if add is not None:
+            x += add
+        y = self.attention(x, batch, cache)
+        x += k.rms_norm(y, self.attended_norm, self.eps)
+        return k.rms_norm(self.mixer(x), self.mixed_norm, self.eps)
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,18 @@ class Rope:
             )
         return cls(frequencies, scale, context or limit)
 
+    @classmethod
+    def local(cls, fields: Fields, sizes: Sizes, context: int, base: float) -> Rope:
+        """The embedding of layers with a window, where it is another one than that of the rest.
+
+        `sliding_attention` under the newer `rope_parameters`; otherwise `base`, not scaled.
+        """
+        values = {"rope_theta": base}
+        newer = fields.table("rope_parameters")
+        if newer is not None and (given := newer.table("sliding_attention")) is not None:
+            values.update(given.values)
+        return cls.of(Fields(values, where=f"{fields.where}: local"), sizes, context)
+
     def reach(self, positions: int) -> None:
         """Make `table` hold at least `positions` positions."""
         have = len(self.table)
