@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml CMakeLists.txt $(shell find native -type f 2>/dev/null)
 
-.PHONY: run test check bench bench-peers parity guide soak clean
+.PHONY: run test check bench bench-peers parity guide soak sanitize clean
 
 $(VENV)/.installed: $(SOURCES)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -44,6 +44,18 @@ parity: .venv-parity/.installed  ## every family against the live transformers l
 
 soak: $(VENV)/.installed-dev  ## the long forms of all other tests
 	$(BIN)/python -m pytest -m slow --ignore tests/parity
+
+SANITIZED = LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 MAINSPRING_NATIVE=build/sanitize \
+	$(BIN)/python -m pytest -n 2 -p tests.sanitized
+
+# Python itself is not built with the sanitizers, so their library must be there before it.
+sanitize: $(VENV)/.installed-dev  ## the kernels' tests and the long fuzz tests under ASan and UBSan
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DMAINSPRING_SANITIZE=ON -DCMAKE_BUILD_TYPE=RelWithDebInfo \
+		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja -DPython_EXECUTABLE=$(CURDIR)/$(BIN)/python
+	$(BIN)/cmake --build build/sanitize --parallel 2
+	$(SANITIZED) -m "not slow" tests/unit/kernels tests/unit/engine
+	$(SANITIZED) -m slow tests/fuzz
 
 guide: .venv-parity/.installed  ## train the embedded model again
 	.venv-parity/bin/python -m training.train

@@ -220,7 +220,8 @@ inline Float weigh(int r, float, const ValueScales& values, Scores<Int8>& scores
   for (int i = 0; i < kStep; i += lanes) {
     const Float p =
         exp2(load(scores.score + r * kStep + i) - broadcast(scores.highest[r]));
-    const Int whole = round_even(p * load(values.ratio + i));
+    // NaN stays in `sums`; the integer that it becomes would overflow the others' sum.
+    const Int whole = round_even(p * load(values.ratio + i)) & (p == p);
     sums += p;
     total += whole;
     Int8By15::put(scores.weight + r * kStep + i, whole);
