@@ -15,7 +15,7 @@ constexpr int kRows = 48;
 // Up to so many rows wait for memory, and reading a matrix from its begin to its end is fastest.
 constexpr int kStreamed = 8;
 // How far before its use a weight is fetched that one tile uses, in bytes; tiles that go over a
-// group again and again fetch the next group.
+// group again and again fetch the group after the next.
 constexpr std::int64_t kNear = 4096;
 constexpr std::int64_t kStride = kPanel * 4;  // bytes of weights a step, in every format
 
@@ -108,13 +108,16 @@ inline int panel_width(std::int64_t n, std::int64_t panel) {
 template <int rows>
 inline void add_scaled(const Int (&t)[rows][tile_vecs], const float* x_scales,
                        const float* w_scales, float* sums) {
+  Float columns[tile_vecs];
+  MAINSPRING_UNROLL
+  for (int v = 0; v < tile_vecs; ++v) columns[v] = load(w_scales + v * lanes);
   MAINSPRING_UNROLL
   for (int r = 0; r < rows; ++r) {
+    const Float row = broadcast(x_scales[r]);
     MAINSPRING_UNROLL
     for (int v = 0; v < tile_vecs; ++v) {
       float* sum = sums + r * kPanel + v * lanes;
-      const Float scale = load(w_scales + v * lanes) * broadcast(x_scales[r]);
-      store(sum, fma(to_float(t[r][v]), scale, load(sum)));
+      store(sum, fma(to_float(t[r][v]), columns[v] * row, load(sum)));
     }
   }
 }
@@ -127,28 +130,22 @@ void tile(const typename F::Element* x, const std::byte* w, int steps, const flo
   for (int column = 0; column < kPanel; column += vecs * lanes) {
     const std::byte* low = w + column * 4;
     const Columns columns{low, low + (vecs / 2) * lanes * 4, kStride};
-    typename F::Accumulator t[rows][vecs];
+    // From zero, which costs nothing: to begin with the sums or the offsets holds the products up.
+    typename F::Accumulator t[rows][vecs] = {};
+    ahead = multiply<F, rows, vecs>(x, kGroup, columns, steps, t, ahead);
     MAINSPRING_UNROLL
     for (int r = 0; r < rows; ++r) {
       MAINSPRING_UNROLL
       for (int v = 0; v < vecs; ++v) {
         if constexpr (F::width < 4) {
-          t[r][v] = load(sums + r * kPanel + column + v * lanes);
+          float* sum = sums + r * kPanel + column + v * lanes;
+          store(sum, load(sum) + t[r][v]);
         } else {
-          t[r][v] = broadcast(x_offsets[r]);
+          t[r][v] += x_offsets[r];
         }
       }
     }
-    ahead = multiply<F, rows, vecs>(x, kGroup, columns, steps, t, ahead);
-    if constexpr (F::width < 4) {
-      MAINSPRING_UNROLL
-      for (int r = 0; r < rows; ++r) {
-        MAINSPRING_UNROLL
-        for (int v = 0; v < vecs; ++v) store(sums + r * kPanel + column + v * lanes, t[r][v]);
-      }
-    } else {
-      add_scaled<rows>(t, x_scales, w_scales + column, sums + column);
-    }
+    if constexpr (F::width == 4) add_scaled<rows>(t, x_scales, w_scales + column, sums + column);
   }
 }
 
@@ -244,7 +241,7 @@ void panel_sums(const Rows<typename F::Element>& x, const Weight& weight, std::i
         group + Weight::group_bytes(weight.format, depth) - 4 * kPanel);
     const std::byte* w = group;
     const std::int64_t at = g * x.count + first;
-    const std::byte* soon = group + (tiles == 1 ? kNear : whole);
+    const std::byte* soon = group + (tiles == 1 ? kNear : 2 * whole);
     if constexpr (F::width == 4) {
       if (weight.coded()) {
         add_coded_group({x.values + at * kGroup, x.scales + at, x.totals + at * kParts}, rows,
@@ -287,8 +284,9 @@ template <class Body>
 void each_piece(const Context& context, std::int64_t rows, std::int64_t panels, const Body& body) {
   const std::int64_t pieces = (rows + kRows - 1) / kRows;
   const auto piece = [&](std::int64_t panel, std::int64_t index) {
-    const std::int64_t first = index * kRows;
-    body(panel, first, int(rows - first < kRows ? rows - first : kRows));
+    // Of nearly equal height: a few rows that are left over would cost as much as many.
+    const std::int64_t first = index * rows / pieces, end = (index + 1) * rows / pieces;
+    body(panel, first, int(end - first));
   };
   const int threads = context.pool.threads();
   if (panels >= 2 * threads) {
