@@ -134,7 +134,8 @@ inline void clear_rest(const Attention& a, std::int64_t sequence, std::int64_t k
 
 inline void keep_all(const Context& context, const Attention& a) {
   const std::int64_t rows = a.starts[a.sequences];
-  const std::int64_t piece = rows < 128 ? rows : 32;
+  // Stores into blocks that are not in the cache wait, so a few rows are worth sharing already.
+  const std::int64_t piece = rows < 8 ? rows : rows < 128 ? (rows + 3) / 4 : 32;
   parallel(context.pool, (rows + piece - 1) / piece, [&](std::int64_t part, int) {
     const std::int64_t end = (part + 1) * piece < rows ? (part + 1) * piece : rows;
     std::int64_t sequence = 0;
