@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import socket
@@ -113,6 +114,7 @@ class Worker:
         engine, ready = self._load(first, self._progress)
         self._stats = engine.stats()
         self._engine = engine
+        gc.freeze()  # what is here stays, and looking through it for garbage takes 20 ms
         self._channel.send(ready)
         while self._handle(engine, messages):
             if engine.has_work:
