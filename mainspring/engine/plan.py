@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
+
 from mainspring.engine.architectures import ModelShape
+from mainspring.engine.codes import Codes
 from mainspring.engine.fields import Fields
 from mainspring.engine.quantize import Role, format_of, packed_bytes
 from mainspring.engine.sizes import Sizes
 from mainspring.engine.source import CheckpointTensors, RandomTensors, Source
 from mainspring.errors import ModelError
-from mainspring.kernels import Array, Format, Kernels, Weight
+from mainspring.kernels import Array, CodedFormat, Format, Kernels, Weight, WeightFormat
 
 __all__ = ["Plan"]
 
@@ -46,7 +50,7 @@ class Plan(Source):
         super().__init__(fields, sizes, given, kernels, format="bf16", context=context, eos=eos)
         self.stored = tensors
         self.used: dict[str, tuple[int, ...]] = {}
-        self.matrices: list[tuple[int, int, Role]] = []
+        self.matrices: list[tuple[int, int, Role | CodedFormat]] = []
 
     def _read(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
         self.used.update(zip(names, shapes, strict=True))
@@ -57,7 +61,12 @@ class Plan(Source):
             raise ModelError(f"config.json asks for more than {len(self.used) - 1} tensors")
         return self._unread(shapes)
 
-    def _pack(self, name: str, matrix: Array, bias: Array | None, role: Role) -> Weight:
+    def _codes(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array | Codes:
+        return self._read(names, shapes)
+
+    def _pack(
+        self, name: str, matrix: Array | Codes, bias: Array | None, role: Role | CodedFormat
+    ) -> Weight:
         n, k = matrix.shape
         self.matrices.append((n, k, role))
         weight = PlannedWeight(n, k, format_of(role, self.format), 0 if bias is None else 4 * n)
@@ -90,6 +99,7 @@ class Plan(Source):
             if name not in self.used
             and not name.endswith(NOT_WEIGHTS)
             and not (tied and name == "lm_head.weight")
+            and not _no_bias(tensors, name)
         ]
         if extra:
             raise ModelError(f"tensors that a {self.sizes.family} has no use for: {_listed(extra)}")
@@ -101,12 +111,23 @@ class PlannedWeight:
 
     n: int
     k: int
-    format: Format
+    format: WeightFormat
     bias_bytes: int
 
     @property
     def nbytes(self) -> int:
         return packed_bytes(self.n, self.k, self.format) + self.bias_bytes
+
+
+def _no_bias(tensors: CheckpointTensors, name: str) -> bool:
+    """Whether the tensor is a bias of zeros: AutoGPTQ gives one to every matrix."""
+    shape = tensors.shape(name)
+    if not name.endswith(".bias") or len(shape) != 1:
+        return False
+    values = np.empty(shape, tensors.dtype(name))
+    with closing(tensors.checkpoint):
+        tensors.checkpoint.read(tensors.files[name], values)
+    return not values.any()
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -23,18 +23,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal, cast
 
 import msgspec
 from msgspec import Meta, Struct
 
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.checkpoint import Stamp
+from mainspring.engine.codes import Codes
 from mainspring.engine.plan import PlannedWeight
 from mainspring.engine.quantize import Role, format_of
-from mainspring.engine.source import Source
+from mainspring.engine.source import Source, packed
 from mainspring.errors import BadRequest, Conflict, InsufficientMemory
-from mainspring.kernels import Array, Format, LastingKernels, LastingWeight, Weight
+from mainspring.kernels import Array, CodedFormat, Format, LastingKernels, LastingWeight, Weight
 
 __all__ = [
     "Matrix",
@@ -100,9 +101,11 @@ class WritingSource(Source):
         build(self)
         return tuple(self._matrices)
 
-    def _pack(self, name: str, matrix: Array, bias: Array | None, role: Role) -> Weight:
+    def _pack(
+        self, name: str, matrix: Array | Codes, bias: Array | None, role: Role | CodedFormat
+    ) -> Weight:
         format = format_of(role, self.format)
-        memory = self.kernels.weight(matrix, format=format).memory.data
+        memory = cast(LastingWeight, packed(self.kernels, matrix, None, format)).memory.data
         pieces = [memory[start : start + CHUNK] for start in range(0, len(memory), CHUNK)]
         self._matrices.append(Matrix(name, tuple(map(zlib.crc32, pieces))))
         self._file.writelines(pieces)
@@ -252,7 +255,12 @@ class PreparedSource(Source):
     def _matrix(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
         return self._unread(shapes)
 
-    def _pack(self, name: str, matrix: Array, bias: Array | None, role: Role) -> Weight:
+    def _codes(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array | Codes:
+        return self._unread(shapes)
+
+    def _pack(
+        self, name: str, matrix: Array | Codes, bias: Array | None, role: Role | CodedFormat
+    ) -> Weight:
         n, k = matrix.shape
         expected = next(self._expected, None)
         if expected is None or expected.name != name:

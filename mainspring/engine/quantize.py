@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from mainspring.kernels import Format, WeightFormat
+from mainspring.kernels import CodedFormat, Format, WeightFormat
 
 __all__ = ["FORMATS", "Role", "format_of", "packed_bytes"]
 
 FORMATS: tuple[Format, ...] = get_args(Format)
+CODED: tuple[CodedFormat, ...] = get_args(CodedFormat)
 Role = Literal["linear", "embedding", "router"]
 """embedding is also the output head, whether tied or not; router chooses experts"""
 
@@ -22,8 +23,10 @@ SUBGROUP = 32
 """numbers along k that share a one-byte multiplier in int4, a scale in q8 and q4"""
 
 
-def format_of(role: Role, format: Format) -> Format:
-    """The format of a matrix in a model of `format`."""
+def format_of(role: Role | CodedFormat, format: Format) -> WeightFormat:
+    """The format of a matrix in a model of `format`; what is quantized in its file stays so."""
+    if role in CODED:
+        return role
     if role == "router":
         return "float32"
     if role == "embedding" and format == "int4":

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from mainspring.engine.checkpoint import Checkpoint
+from mainspring.engine.codes import Codes, HoldsCodes
 from mainspring.engine.fields import Fields
 from mainspring.engine.quantize import Role, format_of
+from mainspring.engine.quantized.checkpoint import QuantizedCheckpoint
 from mainspring.engine.sizes import Sizes
 from mainspring.errors import ModelError
-from mainspring.kernels import Array, Format, Kernels, Weight, bf16_bits, bf16_values
+from mainspring.kernels import (
+    Array,
+    CodedFormat,
+    Format,
+    Kernels,
+    Weight,
+    WeightFormat,
+    bf16_bits,
+    bf16_values,
+)
 
-__all__ = ["CheckpointTensors", "RandomTensors", "Source", "Tensors"]
+__all__ = ["CheckpointTensors", "RandomTensors", "Source", "Tensors", "packed"]
 
 CHUNK = 1 << 20
 
@@ -28,13 +39,21 @@ class Tensors(Protocol):
         """The tensors one under the other (concatenated along the first axis), a new array."""
         ...
 
+    def kept(self, names: Sequence[str]) -> CodedFormat | None:
+        """The format that holds all of them as their files do, if there is one."""
+        ...
+
+    def codes(self, names: Sequence[str]) -> Codes:
+        """The same of tensors that are `kept`."""
+        ...
+
 
 class CheckpointTensors:
     """The tensors of a Checkpoint under the names their family knows them by."""
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | QuantizedCheckpoint,
         rename: Callable[[str], str | None],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -77,6 +96,21 @@ class CheckpointTensors:
             self._report(self.checkpoint.tensors[self.files[name]].nbytes)
         return out
 
+    def kept(self, names: Sequence[str]) -> CodedFormat | None:
+        holder = self.checkpoint
+        if not isinstance(holder, HoldsCodes):
+            return None
+        formats = {holder.kept(self.files[name]) if name in self else None for name in names}
+        return formats.pop() if len(formats) == 1 else None
+
+    def codes(self, names: Sequence[str]) -> Codes:
+        assert isinstance(self.checkpoint, HoldsCodes)
+        parts = []
+        for name in names:
+            parts.append(self.checkpoint.codes(self.files[name]))
+            self._report(self.checkpoint.tensors[self.files[name]].nbytes)
+        return Codes.stacked(parts)
+
     def _report(self, nbytes: int) -> None:
         self.done += nbytes
         if self.progress is not None:
@@ -98,6 +132,12 @@ class RandomTensors:
         if names[0].endswith("norm.weight"):
             return np.ones(shape, np.float32)
         return np.resize(self.buffer, shape)
+
+    def kept(self, names: Sequence[str]) -> CodedFormat | None:
+        return None
+
+    def codes(self, names: Sequence[str]) -> Codes:
+        raise NotImplementedError  # nothing is kept
 
 
 class Source:
@@ -154,11 +194,13 @@ class Source:
     ) -> Weight:
         """Matrices [rows[i], k] packed as one [sum(rows), k], so that one product serves them."""
         names = tuple(names)
-        matrix = self._matrix([f"{name}.weight" for name in names], [(n, k) for n in rows])
+        full, shapes = [f"{name}.weight" for name in names], [(n, k) for n in rows]
+        kept = None if role == "router" else self.tensors.kept(full)
+        matrix = self._codes(full, shapes) if kept else self._matrix(full, shapes)
         bias_values = None
         if bias:
             bias_values = _float32(self._read([f"{n}.bias" for n in names], [(n,) for n in rows]))
-        return self._pack(" ".join(names), matrix, bias_values, role)
+        return self._pack(" ".join(names), matrix, bias_values, kept or role)
 
     def stack(self, name: str, count: int, n: int, k: int) -> list[Weight]:
         """A tensor [count, n, k] as `count` Weights."""
@@ -167,6 +209,11 @@ class Source:
 
     def _matrix(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
         return self._read(names, shapes)
+
+    def _codes(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array | Codes:
+        codes = self.tensors.codes(names)
+        self.parameters += codes.size
+        return codes
 
     def _read(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
         array = self.tensors.read(names, shapes)
@@ -180,10 +227,23 @@ class Source:
         self.parameters += empty.size
         return empty
 
-    def _pack(self, name: str, matrix: Array, bias: Array | None, role: Role) -> Weight:
-        weight = self.kernels.weight(matrix, bias, format=format_of(role, self.format))
+    def _pack(
+        self, name: str, matrix: Array | Codes, bias: Array | None, role: Role | CodedFormat
+    ) -> Weight:
+        weight = packed(self.kernels, matrix, bias, format_of(role, self.format))
         self.weight_bytes += weight.nbytes
         return weight
+
+
+def packed(
+    kernels: Kernels, matrix: Array | Codes, bias: Array | None, format: WeightFormat
+) -> Weight:
+    """A matrix as a Weight: Codes in their own format, others in `format`."""
+    if isinstance(matrix, Codes):
+        return kernels.coded_weight(
+            matrix.codes, matrix.scales, matrix.mins, bias, format=matrix.format
+        )
+    return kernels.weight(matrix, bias, format=cast(Format, format))
 
 
 def _float32(array: Array) -> Array:

@@ -27,6 +27,7 @@ from mainspring.engine.prepared import (
     write_table,
 )
 from mainspring.engine.quantize import FORMATS
+from mainspring.engine.quantized.checkpoint import QuantizedCheckpoint
 from mainspring.engine.sizes import Sizes
 from mainspring.engine.source import CheckpointTensors, RandomTensors, Source
 from mainspring.errors import BadRequest, InsufficientMemory, ModelError
@@ -84,6 +85,14 @@ class CheckpointInfo:
         weights = {f: count + other.weight_bytes[f] for f, count in self.weight_bytes.items()}
         kv = {f: count + other.kv_bytes[f] for f, count in self.kv_bytes.items()}
         return replace(self, weight_bytes=weights, kv_bytes=kv)
+
+
+def open_checkpoint(path: Path) -> Checkpoint | QuantizedCheckpoint:
+    """The checkpoint in directory `path`. Raises ModelError."""
+    checkpoint = Checkpoint(path)
+    if checkpoint.config.get("quantization_config") is None:
+        return checkpoint
+    return QuantizedCheckpoint(checkpoint)
 
 
 def load_model(
@@ -170,7 +179,7 @@ class Opened:
     """A checkpoint, its family and the plan of the model: all headers are read and checked."""
 
     def __init__(self, path: Path, context: int, progress: Progress | None = None) -> None:
-        self.checkpoint = Checkpoint(path)
+        self.checkpoint = open_checkpoint(path)
         self.context = context
         self.family, self.fields = _family(self.checkpoint.config)
         self.tensors = CheckpointTensors(self.checkpoint, self.family.rename, progress)
@@ -258,8 +267,8 @@ def _family(config: dict[str, Any]) -> tuple[Family, Fields]:
             )
     if config.get("quantization_config") is not None:
         raise ModelError(
-            "config.json: quantization_config: the files are already quantized; take the original "
-            "checkpoint and quantize at load (int8, int4)",
+            "config.json: quantization_config: only the files tell which matrices are quantized; "
+            "give the checkpoint's directory",
             param="quantization_config",
         )
     nested = Fields(config).table(family.nested) if family.nested else None

@@ -39,7 +39,7 @@ ABSURD: list[tuple[dict[str, Any], str]] = [
     ({"rope_scaling": {"type": "linear", "factor": 0}}, "factor is 0"),
     ({"rope_scaling": {"type": "longrope", "short_factor": [1.0]}}, "must be a list of 8 numbers"),
     ({"partial_rotary_factor": 0.07}, "partial_rotary_factor leaves 1 of 16"),
-    ({"quantization_config": {"quant_method": "gptq"}}, "already quantized"),
+    ({"quantization_config": {"quant_method": "gptq"}}, "give the checkpoint's directory"),
     ({"auto_map": {"AutoModelForCausalLM": "evil.Model"}}, "auto_map asks for"),
     ({"auto_map": "evil"}, "auto_map asks for"),
     ({"model_type": None}, "model_type is missing"),
