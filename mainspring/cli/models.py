@@ -144,6 +144,7 @@ def check(found: ModelPath, manifest: Manifest | None) -> None:
 
 def describe(found: ModelPath, manifest: Manifest | None, info: CheckpointInfo) -> dict[str, Any]:
     """Everything `show` says, as JSON has it."""
+    from mainspring.engine.weights import rounding_error
     from mainspring.runtimes.template import read_template
 
     files = {path.name: path.stat().st_size for path in found.path.iterdir() if path.is_file()}
@@ -155,6 +156,8 @@ def describe(found: ModelPath, manifest: Manifest | None, info: CheckpointInfo) 
         "context": info.context,
         "vocabulary": info.vocabulary,
         "dtype": info.dtype,
+        "quantization": info.quantization,
+        "rounding_error": rounding_error(found.path) if info.quantization else {},
         "weight_bytes": dict(info.weight_bytes),
         "kv_bytes_per_token": dict(info.kv_bytes),
         "path": str(found.path),
@@ -180,6 +183,11 @@ def print_model(known: dict[str, Any], *, verified: bool) -> None:
         ("stored as", known["dtype"]),
         ("directory", known["path"]),
     ]
+    if known["quantization"]:
+        rows.insert(5, ("quantized by", known["quantization"]))
+    if errors := known["rounding_error"]:
+        lost = ", ".join(f"{format} {error:.2%}" for format, error in errors.items())
+        rows.insert(6, ("rounding loses", lost))
     if known["source"]:
         at = f" at {known['revision']}" if known["revision"] else ""
         rows.append(("source", f"{known['source']}{at}, {ago(known['pulled'])}"))

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import numpy as np
+
 from mainspring.engine.architectures import Architecture, Family, ModelShape, find_family
 from mainspring.engine.checkpoint import Checkpoint
 from mainspring.engine.fields import Fields
@@ -31,7 +33,14 @@ from mainspring.engine.quantized.checkpoint import QuantizedCheckpoint
 from mainspring.engine.sizes import Sizes
 from mainspring.engine.source import CheckpointTensors, RandomTensors, Source
 from mainspring.errors import BadRequest, InsufficientMemory, ModelError
-from mainspring.kernels import Format, Kernels, KvFormat, LastingKernels, kv_token_bytes
+from mainspring.kernels import (
+    Format,
+    Kernels,
+    KvFormat,
+    LastingKernels,
+    kv_token_bytes,
+    load_kernels,
+)
 
 __all__ = [
     "Checkpoint",
@@ -42,6 +51,7 @@ __all__ = [
     "load_prepared",
     "prepare_model",
     "random_model",
+    "rounding_error",
 ]
 
 TICK = 20_000_000
@@ -58,11 +68,13 @@ class CheckpointInfo:
     shape: ModelShape
     """with `format` and `weight_bytes` of bf16"""
     dtype: str
-    """of most of the weights in the files: F32, F16 or BF16"""
+    """of most of the weights in the files: F32, F16 or BF16; int4, int8 or fp8 where quantized"""
     file_bytes: int
     weight_bytes: Mapping[Format, int]
     kv_bytes: Mapping[KvFormat, int]
     """bytes of KV cache for each token, by KV format"""
+    quantization: str = ""
+    """how the files are quantized and what becomes of that; empty: they are not"""
 
     @property
     def family(self) -> str:
@@ -207,7 +219,30 @@ def inspect_checkpoint(path: Path) -> CheckpointInfo:
     for tensor in opened.checkpoint.tensors.values():
         stored[tensor.dtype] = stored.get(tensor.dtype, 0) + tensor.nbytes
     dtype = max(stored, key=lambda name: stored[name])
-    return _info(opened.plan, dtype, sum(stored.values()))
+    info = _info(opened.plan, dtype, sum(stored.values()))
+    if isinstance(opened.checkpoint, QuantizedCheckpoint):
+        info = replace(info, quantization=str(opened.checkpoint))
+    return info
+
+
+def rounding_error(path: Path) -> dict[Format, float]:
+    """What the checkpoint's quantized numbers lose in each format, where none holds them exactly.
+
+    The root mean square of the error relative to that of the numbers, measured on some rows of one
+    matrix; empty where nothing is rounded. Raises as `load_model`.
+    """
+    with closing(open_checkpoint(path)) as checkpoint:
+        rows = checkpoint.some_rounded() if isinstance(checkpoint, QuantizedCheckpoint) else None
+    if rows is None:
+        return {}
+    reference, ids = load_kernels("reference"), np.arange(len(rows), dtype=np.int32)
+    return {
+        format: float(
+            np.linalg.norm(reference.embedding(ids, reference.weight(rows, format=format)) - rows)
+            / (np.linalg.norm(rows) or 1)
+        )
+        for format in FORMATS
+    }
 
 
 def inspect_config(config: dict[str, Any]) -> CheckpointInfo:

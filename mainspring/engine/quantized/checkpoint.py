@@ -27,6 +27,10 @@ TYPES: dict[str, np.dtype[Any]] = {
 }
 
 
+SOME = 64
+"""rows that an error is measured on"""
+
+
 class QuantizedCheckpoint:
     """Presents `name.weight` [n, k] where the files hold integers, scales and zero points.
 
@@ -68,6 +72,22 @@ class QuantizedCheckpoint:
         for name, tensor in left.items():
             if not name.endswith(IGNORED):
                 yield name, tensor
+
+    def __str__(self) -> str:
+        """What `mainspring show` says."""
+        formats = {module.kept() for module in self.modules.values()}
+        exact = sorted(format for format in formats if format is not None)
+        said = [f"kept exactly as {' and '.join(exact)}"] if exact else []
+        if None in formats:
+            said.append("rounded to the format asked for")
+        return f"{self.scheme}: {', others '.join(said) or 'nothing is quantized'}"
+
+    def some_rounded(self) -> Array | None:
+        """Rows of the smallest matrix that no format holds exactly, as floats; None: no such one."""
+        rounded = [module for module in self.modules.values() if module.kept() is None]
+        if not rounded:
+            return None
+        return min(rounded, key=lambda module: module.shape).values()[:SOME]
 
     def kept(self, name: str) -> CodedFormat | None:
         return self.modules[name].kept() if name in self.modules else None

@@ -22,6 +22,7 @@ from mainspring.engine.weights import (
     load_prepared,
     open_checkpoint,
     prepare_model,
+    rounding_error,
 )
 from mainspring.errors import ModelError
 from mainspring.kernels import load_kernels
@@ -126,6 +127,18 @@ def test_types_of_a_fused_weight_may_differ(copy: Copy) -> None:
     save(path / "model.safetensors", tensors)
     ours, expected = logits(path, "float32"), logits(path / "dense", "float32")
     assert np.linalg.norm(ours - expected) / np.linalg.norm(expected) < 0.03
+
+
+def test_what_is_served_is_said(made: Path) -> None:
+    said, kept = inspect_checkpoint(made).quantization, LAYOUTS[made.name].kept
+    errors = rounding_error(made)
+    if kept is not None:
+        assert said.endswith(f"kept exactly as {kept}")
+        assert errors == {}
+    else:
+        assert said.endswith("rounded to the format asked for")
+        assert 0 == errors["float32"] < errors["bf16"] < 0.003 < errors["int8"] < 0.02
+    assert inspect_checkpoint(made / "dense").quantization == ""
 
 
 # Lies ---------------------------------------------------------------------------------------------
