@@ -21,6 +21,9 @@ Stored = dict[str, tuple[str, np.ndarray]]
 """name -> (safetensors dtype, numbers)"""
 SIZES = {"hidden_size": 256, "head_dim": 64, "intermediate_size": 384, "num_hidden_layers": 1}
 
+DYNAMIC = {"num_bits": 8, "strategy": "token", "dynamic": True, "symmetric": True}
+"""activations, in compressed-tensors"""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -176,10 +179,14 @@ def compressed(
 
     weights = {"num_bits": bits, "type": "int", "symmetric": symmetric, "actorder": None}
     weights |= {"strategy": "group", "group_size": group} if group > 0 else {"strategy": "channel"}
+    scheme: dict[str, Any] = {"targets": ["Linear"], "weights": weights}
+    if not packed:
+        scheme["input_activations"] = {**DYNAMIC, "type": "int"}
     config = {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized" if packed else "int-quantized",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+        "quantization_status": "compressed",
+        "config_groups": {"group_0": scheme},
         "ignore": ["lm_head"],
     }
     return Layout(config, write, kept)
@@ -215,10 +222,14 @@ def fp8(scale: str, block: tuple[int, int] | None = None, *, method: str = "fp8"
         config["weight_block_size"] = list(block)
     if method == "compressed-tensors":
         weights = {"num_bits": 8, "type": "float", "strategy": "channel", "symmetric": True}
+        activations = {**DYNAMIC, "type": "float"}
+        scheme = {"targets": ["Linear"], "weights": weights, "input_activations": activations}
         config = {
             "quant_method": method,
             "format": "float-quantized",
-            "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}},
+            "quantization_status": "compressed",
+            "config_groups": {"group_0": scheme},
+            "ignore": ["lm_head"],
         }
     return Layout(config, write, None)
 

@@ -83,7 +83,7 @@ class QuantizedCheckpoint:
         return f"{self.scheme}: {', others '.join(said) or 'nothing is quantized'}"
 
     def some_rounded(self) -> Array | None:
-        """Rows of the smallest matrix that no format holds exactly, as floats; None: no such one."""
+        """Rows of the smallest matrix that no format holds exactly, as floats; None: no such."""
         rounded = [module for module in self.modules.values() if module.kept() is None]
         if not rounded:
             return None
