@@ -35,7 +35,7 @@ check: $(VENV)/.installed-dev  ## style, types, layers, C++ warnings as errors
 .venv-parity/.installed:
 	$(PYTHON) -m venv .venv-parity
 	.venv-parity/bin/python -m pip install --quiet torch==2.13.0
-	.venv-parity/bin/python -m pip install --quiet transformers pytest pytest-timeout pytest-asyncio
+	.venv-parity/bin/python -m pip install --quiet transformers compressed-tensors pytest pytest-timeout pytest-asyncio
 	.venv-parity/bin/python -m pip install --quiet -e .
 	@touch $@
 

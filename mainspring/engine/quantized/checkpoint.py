@@ -64,6 +64,8 @@ class QuantizedCheckpoint:
                 for part in (kind, *KINDS[kind])
                 if f"{path}.{part}" in left
             }
+            if (twice := f"{path}.weight") in self.modules or (kind != "weight" and twice in left):
+                raise ModelError(f"{path} is in the checkpoint twice: {kind} and another form")
             module = Module(path, kind, parts, self.scheme, partial(self._part, path))
             self.modules[f"{path}.weight"] = module
             nbytes = sum(part.nbytes for part in parts.values())

@@ -203,6 +203,8 @@ def test_a_config_that_is_no_object(copy: Copy) -> None:
         ("awq-128", "scales", ("F16", np.full((2, 256), np.nan, "f2")), "scales hold NaN"),
         ("awq-128", "qweight", ("I32", np.zeros(8192, "i4")), "must have two dimensions"),
         ("awq-128", "qweight", ("I32", np.zeros((128, 32), "i4")), "config.json makes it [1, 256]"),
+        ("awq-128", "weight", ("F32", np.zeros((256, 256), "f4")), "in the checkpoint twice"),
+        ("awq-128", "weight", ("I8", np.zeros((256, 256), "i1")), "in the checkpoint twice"),
         ("awq-128", "bias", ("F16", np.ones(256, "f2")), "has no use for"),
         ("gptq-4-128-reordered", "g_idx", ("I32", np.full(256, 2, "i4")), "there are 2"),
         ("gptq-4-128-reordered", "g_idx", ("I32", np.full(256, -1, "i4")), "there are 2"),
