@@ -163,6 +163,8 @@ class Source:
         self.tensors = tensors
         self.kernels = kernels
         self.format: Format = format
+        self.served: WeightFormat = format
+        """the format that the layers have in memory: one that is kept, or `format`"""
         self.context = context
         self.eos = eos
         self.parameters = 0
@@ -197,6 +199,7 @@ class Source:
         full, shapes = [f"{name}.weight" for name in names], [(n, k) for n in rows]
         kept = None if role == "router" else self.tensors.kept(full)
         matrix = self._codes(full, shapes) if kept else self._matrix(full, shapes)
+        self.served = kept or self.served
         bias_values = None
         if bias:
             bias_values = _float32(self._read([f"{n}.bias" for n in names], [(n,) for n in rows]))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mainspring.engine.batch import Batch
 from mainspring.errors import UnknownArchitecture
-from mainspring.kernels import Array, Cache, Format
+from mainspring.kernels import Array, Cache, WeightFormat
 
 if TYPE_CHECKING:
     from mainspring.engine.source import Source
@@ -51,7 +51,8 @@ class ModelShape:
     eos: tuple[int, ...]
     """token ids that end a sequence"""
     weight_bytes: int
-    format: Format
+    format: WeightFormat
+    """of the layers' matrices in memory"""
 
 
 class Architecture(Protocol):

@@ -56,7 +56,7 @@ class Decoder:
             parameters=source.parameters,
             eos=source.eos,
             weight_bytes=source.weight_bytes,
-            format=source.format,
+            format=source.served,
         )
 
     def forward(self, batch: Batch, cache: Cache) -> Array:

@@ -112,6 +112,7 @@ def test_memory_is_foretold(made: Path) -> None:
     info = inspect_checkpoint(made)
     for format in ("bf16", "int8"):
         model = load_model(made, KERNELS, format=format)
+        assert model.shape.format == (LAYOUTS[made.name].kept or format)
         # What is packed is padded to whole panels.
         assert (
             info.weight_bytes[format] <= model.shape.weight_bytes <= 1.3 * info.weight_bytes[format]
