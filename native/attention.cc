@@ -34,8 +34,8 @@ struct Part {
 template <class F>
 struct Room {
   Queries<F> queries;
-  alignas(64) float all[Softmax::size(kQueries, kMaxHead)];
-  alignas(64) float segment[Softmax::size(kQueries, kMaxHead)];
+  alignas(64) float all[Softmax::size(kMaxGroup, kMaxHead)];
+  alignas(64) float segment[Softmax::size(kMaxGroup, kMaxHead)];
 };
 
 template <class F>
@@ -86,12 +86,18 @@ void walk(const Attention& a, const Part& part, const Part* next, std::int64_t b
 template <class F>
 void write(const Attention& a, const Item& item, const Layout& layout, const Softmax& seen) {
   for (int i = 0; i < item.rows * layout.group; ++i) {
-    float* out = a.out + (item.first + i / layout.group) * a.heads * layout.head +
-                 (item.kv_head * layout.group + i % layout.group) * layout.head;
+    const std::int64_t head = item.kv_head * layout.group + i % layout.group;
+    float* out = a.out + ((item.first + i / layout.group) * a.heads + head) * layout.head;
     float* from = seen.out + i * a.cache.wide();
     if constexpr (F::width == 4) turn(from, layout.head);
-    const float total = sum(load(seen.total + i * lanes));
-    for (std::int64_t j = 0; j < layout.head; ++j) out[j] = from[j] / total;
+    float total = sum(load(seen.total + i * lanes)), fade = 1.0f;
+    if (a.sinks != nullptr) {
+      const float sink = a.sinks[head] * kLog2E, peak = seen.peak[i];
+      const float next = sink > peak ? sink : peak;
+      fade = power(peak - next);
+      total = total * fade + power(sink - next);
+    }
+    for (std::int64_t j = 0; j < layout.head; ++j) out[j] = from[j] * fade / total;
   }
 }
 
@@ -143,7 +149,6 @@ void attend_piece(const Attention& a, const Part& part, const Part* next, const 
 // All work of a call, longest first: a thread that took a long part last would let the others wait.
 class Plan {
  public:
-  // A KV head with more query heads than kQueries is not a shape that exists; module.cc refuses it.
   explicit Plan(const Attention& a) : layout_(a) {
     for (std::int64_t s = 0; s < a.sequences; ++s) {
       for (std::int64_t row = a.starts[s]; row < a.starts[s + 1]; row += layout_.rows) {

@@ -6,8 +6,8 @@
 
 namespace mainspring::MAINSPRING_ISA {
 
-inline constexpr int kMaxHead = 256;
-inline constexpr int kQueries = 64;  // query vectors (rows x heads of a KV head) of a work item
+// Query vectors (rows x heads of a KV head) of a work item; one row may have more heads.
+inline constexpr int kQueries = 64;
 
 struct Layout {
   explicit Layout(const Attention& a)

@@ -17,7 +17,7 @@ void head_norm(const Context&, float* x, const float* gain, float eps, std::int6
                std::int64_t stride, std::int64_t heads, std::int64_t head);
 void rope(const Context&, float* x, const float* table, const std::int32_t* positions,
           std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head,
-          std::int64_t half);
+          std::int64_t half, bool paired);
 void softcap(const Context&, float* x, std::int64_t count, float cap);
 void attention(const Context&, const Attention&);
 void sample(const Context&, const Sample&);

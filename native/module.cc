@@ -22,8 +22,6 @@ using Floats = nb::ndarray<nb::numpy, float>;
 using Integers = nb::ndarray<nb::numpy, std::int32_t>;
 
 constexpr std::size_t kArenaLimit = std::size_t{96} << 20;
-constexpr std::int64_t kMaxHead = 256;
-constexpr std::int64_t kMaxGroup = 64;  // query heads of a KV head
 
 std::int64_t rows_of(const auto& array, const char* name) {
   if (array.ndim() != 2) refuse(std::string(name) + " must have 2 dimensions");
@@ -43,6 +41,13 @@ void check_range(const std::int32_t* values, std::int64_t count, std::int64_t en
              ", not in [0, " + std::to_string(end) + ")");
     }
   }
+}
+
+Activation activation_of(const std::string& name) {
+  if (name == "silu") return Activation::silu;
+  if (name == "gelu_tanh") return Activation::gelu_tanh;
+  if (name == "clamped_silu") return Activation::clamped_silu;
+  refuse("activation must be silu, gelu_tanh or clamped_silu, not " + name);
 }
 
 class Kernels {
@@ -98,10 +103,7 @@ class Kernels {
     const std::int64_t rows = rows_of(x, "x");
     const float* from = view<float>(x, "x", {rows, weight.k});
     if (weight.n % 2 != 0) refuse("weight must have two halves of equal height");
-    if (activation != "silu" && activation != "gelu_tanh") {
-      refuse("activation must be silu or gelu_tanh, not " + activation);
-    }
-    const Activation which = activation == "silu" ? Activation::silu : Activation::gelu_tanh;
+    const Activation which = activation_of(activation);
     Result<float> y(arena_, {rows, weight.n / 2});
     compute([&] { operations_.gated_linear(context(), from, rows, weight, which, y.data()); });
     return y.array();
@@ -143,17 +145,19 @@ class Kernels {
   }
 
   void rope(const InOut& x, const Input& table, const Input& positions, std::int64_t heads,
-            std::int64_t head) {
+            std::int64_t head, std::int64_t first, bool paired) {
     const std::int64_t rows = rows_of(x, "x"), width = std::int64_t(x.shape(1));
     float* from = view<float>(x, "x", {rows, width});
     const auto* angles = view<float>(table, "table", {any, 2, any});
     const auto* where = view<std::int32_t>(positions, "positions", {rows});
     const std::int64_t half = std::int64_t(table.shape(2));
     if (heads < 0 || head < 1 || heads > width / head) refuse("heads * head must fit into x");
-    if (2 * half > head) refuse("table must not be wider than head / 2");
+    if (first < 0 || first > head) refuse("first must be a number of the head");
+    if (2 * half > head - first) refuse("table must not be wider than head / 2");
     check_range(where, rows, std::int64_t(table.shape(0)), "positions");
     compute([&] {
-      operations_.rope(context(), from, angles, where, rows, width, heads, head, half);
+      operations_.rope(context(), from + first, angles, where, rows, width, heads, head, half,
+                       paired);
     });
   }
 
@@ -187,7 +191,7 @@ class Kernels {
 
   Floats attention(const Input& qkv, const Cache& cache, std::int64_t layer, const Input& starts,
                    const Input& lengths, const Input& tables, std::int64_t heads, float scale,
-                   std::int64_t window, float softcap) {
+                   std::int64_t window, float softcap, const OptionalInput& sinks) {
     const std::int64_t rows = rows_of(qkv, "qkv"), sequences = length_of(lengths, "lengths");
     if (heads < 1 || heads % cache.heads != 0 || heads / cache.heads > kMaxGroup) {
       refuse("heads must be a multiple of the cache's heads, at most " +
@@ -208,6 +212,7 @@ class Kernels {
                 scale,
                 window,
                 softcap,
+                sinks ? view<float>(*sinks, "sinks", {heads}) : nullptr,
                 nullptr};
     check_sequences(a, rows);
     Result<float> out(arena_, {rows, heads * cache.head});
@@ -365,12 +370,12 @@ NB_MODULE(_native, m) {
       .def("head_norm", &Kernels::head_norm, "x"_a.noconvert(), "gain"_a, "eps"_a, nb::kw_only(),
            "first"_a, "heads"_a)
       .def("rope", &Kernels::rope, "x"_a.noconvert(), "table"_a, "positions"_a, nb::kw_only(),
-           "heads"_a, "head"_a)
+           "heads"_a, "head"_a, "first"_a = 0, "paired"_a = false)
       .def("softcap", &Kernels::softcap, "x"_a.noconvert(), "cap"_a)
       .def("cache", &Kernels::cache, "layers"_a, "blocks"_a, "heads"_a, "head"_a, "dtype"_a)
       .def("attention", &Kernels::attention, "qkv"_a, "cache"_a, "layer"_a, "starts"_a,
            "lengths"_a, "tables"_a, nb::kw_only(), "heads"_a, "scale"_a, "window"_a = 0,
-           "softcap"_a = 0.0f)
+           "softcap"_a = 0.0f, "sinks"_a = nb::none())
       .def("sample", &Kernels::sample, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a,
            "min_p"_a, "uniform"_a)
       .def("log_probabilities", &Kernels::log_probabilities, "logits"_a, "ids"_a, "top"_a)

@@ -11,12 +11,14 @@ namespace mainspring {
 
 enum class Format : std::uint8_t { float32, bf16, int8, int4, q8, q4 };
 enum class Source : std::uint8_t { float32, float16, bf16 };
-enum class Activation : std::uint8_t { silu, gelu_tanh };
+enum class Activation : std::uint8_t { silu, gelu_tanh, clamped_silu };
 
 inline constexpr int kPanel = 64;      // outputs that lie side by side in packed weights
 inline constexpr int kGroup = 128;     // of k: one scale of a quantized matrix or activation
 inline constexpr int kSubgroup = 32;   // of k: one multiplier of an int4 matrix
 inline constexpr int kBlock = 32;      // tokens in a block of the KV cache
+inline constexpr int kMaxHead = 640;   // numbers of a head
+inline constexpr int kMaxGroup = 128;  // query heads of a KV head
 
 struct Context {
   Pool& pool;
@@ -129,7 +131,8 @@ struct Attention {
   float scale;
   std::int64_t window;
   float softcap;
-  float* out;  // [rows, heads * cache.head]
+  const float* sinks;  // [heads], or null
+  float* out;          // [rows, heads * cache.head]
 };
 
 // See the contract of Kernels.sample.
@@ -171,7 +174,7 @@ struct Operations {
                     std::int64_t stride, std::int64_t heads, std::int64_t head);
   void (*rope)(const Context&, float* x, const float* table, const std::int32_t* positions,
                std::int64_t rows, std::int64_t stride, std::int64_t heads, std::int64_t head,
-               std::int64_t half);
+               std::int64_t half, bool paired);
   void (*softcap)(const Context&, float* x, std::int64_t count, float cap);
   void (*attention)(const Context&, const Attention&);
   void (*sample)(const Context&, const Sample&);

@@ -25,10 +25,10 @@ struct Item {
 // The query vectors of an item, in the format of the keys.
 template <class F>
 struct Queries {
-  alignas(64) typename F::Element q[kQueries * kMaxHead];  // [query][wide]
-  std::int64_t position[kQueries];
-  float step[kQueries];           // int8: score = integers * step, in powers of two
-  std::int32_t offset[kQueries];  // int8: what keys + 128 add to a sum
+  alignas(64) typename F::Element q[kMaxGroup * kMaxHead];  // [query][wide]
+  std::int64_t position[kMaxGroup];
+  float step[kMaxGroup];           // int8: score = integers * step, in powers of two
+  std::int32_t offset[kMaxGroup];  // int8: what keys + 128 add to a sum
 };
 
 // Scores are powers of two instead of e.

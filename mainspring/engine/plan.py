@@ -32,6 +32,7 @@ class Plan(Source):
     Without `tensors` every tensor that is asked for exists.
     """
 
+    numbers = False
     built: ModelShape
     """of the model that was built from this plan"""
 
@@ -98,6 +99,7 @@ class Plan(Source):
             for name in tensors.files
             if name not in self.used
             and not name.endswith(NOT_WEIGHTS)
+            and not name.startswith(self.left_out)
             and not (tied and name == "lm_head.weight")
             and not _no_bias(tensors, name)
         ]

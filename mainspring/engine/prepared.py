@@ -228,6 +228,7 @@ class PreparedFile:
 class PreparedSource(Source):
     """A Source whose matrices come packed."""
 
+    numbers = False
     kernels: LastingKernels
 
     def load(

@@ -147,6 +147,9 @@ class Source:
     `eos` are the token ids that end a sequence.
     """
 
+    numbers: bool = True
+    """whether matrices are read; where not, only their shapes matter"""
+
     def __init__(
         self,
         fields: Fields,
@@ -169,6 +172,7 @@ class Source:
         self.eos = eos
         self.parameters = 0
         self.weight_bytes = 0
+        self.left_out: tuple[str, ...] = ()
 
     def __contains__(self, name: str) -> bool:
         """Whether the checkpoint has this tensor (full name)."""
@@ -209,6 +213,46 @@ class Source:
         """A tensor [count, n, k] as `count` Weights."""
         matrices = self._matrix((name,), ((count, n, k),))
         return [self._pack(f"{name} {i}", m, None, "linear") for i, m in enumerate(matrices)]
+
+    def turned_stack(
+        self, name: str, count: int, n: int, k: int, *, paired: bool = False
+    ) -> list[Weight]:
+        """A tensor [count, k, n] as `count` Weights [n, k], their biases [count, n] under
+        `name`_bias. `paired`: outputs 0, 2, .. are stored between 1, 3, .., which follow them here.
+        """
+        matrices = self._matrix((name,), ((count, k, n),))
+        biases = _float32(self._read((f"{name}_bias",), ((count, n),)))
+        order = np.arange(n).reshape(-1, 2).T.reshape(-1) if paired else np.arange(n)
+
+        def pack(i: int) -> Weight:
+            matrix = self._made((n, k), lambda: np.ascontiguousarray(matrices[i].T[order]))
+            return self._pack(f"{name} {i}", matrix, biases[i, order], "linear")
+
+        return [pack(i) for i in range(count)]
+
+    def pieces(self, name: str, cuts: Sequence[tuple[int, bool]], k: int) -> list[Weight]:
+        """A matrix [rows, k] cut along its rows; `cuts` are the rows of each piece, and whether it
+        is turned into [k, rows].
+        """
+        matrix = self._matrix((f"{name}.weight",), ((sum(rows for rows, _ in cuts), k),))
+        ends = np.cumsum([rows for rows, _ in cuts]).tolist()
+
+        def pack(i: int) -> Weight:
+            rows, turned = cuts[i]
+            piece = matrix[ends[i] - rows : ends[i]]
+            shape = (k, rows) if turned else (rows, k)
+            made = self._made(shape, lambda: np.ascontiguousarray(piece.T if turned else piece))
+            return self._pack(f"{name} {i}", made, None, "linear")
+
+        return [pack(i) for i in range(len(cuts))]
+
+    def leave_out(self, prefix: str) -> None:
+        """Tensors whose names begin so belong to the checkpoint and are not read."""
+        self.left_out += (prefix,)
+
+    def _made(self, shape: tuple[int, ...], make: Callable[[], Array]) -> Array:
+        """What `make` makes of a matrix that was read; only its shape where none is."""
+        return make() if self.numbers else np.broadcast_to(np.float32(0), shape)
 
     def _matrix(self, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> Array:
         return self._read(names, shapes)

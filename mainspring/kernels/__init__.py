@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 __all__ = [
     "BLOCK",
+    "Activation",
     "Array",
     "Cache",
     "CodedFormat",
@@ -43,6 +44,7 @@ CodedFormat = Literal["int8", "int4", "q8", "q4"]
 WeightFormat = Literal["float32", "bf16", "int8", "int4", "q8", "q4"]
 """a Format, or one that holds what others have quantized"""
 KvFormat = Literal["float32", "bf16", "int8"]
+Activation = Literal["silu", "gelu_tanh", "clamped_silu"]
 
 
 class Weight(Protocol):
@@ -135,11 +137,10 @@ class Kernels(Protocol):
         """
         ...
 
-    def gated_linear(
-        self, x: Array, weight: Weight, activation: Literal["silu", "gelu_tanh"]
-    ) -> Array:
+    def gated_linear(self, x: Array, weight: Weight, activation: Activation) -> Array:
         """x [rows, k], weight [2 w, k]: with gate | up = linear(x, weight), activation(gate) * up.
 
+        clamped_silu: gate at most 7, up within -7..7, then gate * sigmoid(1.702 gate) * (up + 1).
         Returns [rows, w].
         """
         ...
@@ -164,12 +165,22 @@ class Kernels(Protocol):
         """
         ...
 
-    def rope(self, x: Array, table: Array, positions: Array, *, heads: int, head: int) -> None:
+    def rope(
+        self,
+        x: Array,
+        table: Array,
+        positions: Array,
+        *,
+        heads: int,
+        head: int,
+        first: int = 0,
+        paired: bool = False,
+    ) -> None:
         """Rotary embedding in place of the first `heads` heads (each `head` wide) of each row.
 
-        `table` float32 [max_position, 2, r/2] holds cosines and sines; r <= head leading numbers
-        of a head are rotated as halves (x1, x2) -> (x1 c - x2 s, x2 c + x1 s). `positions` int32
-        [rows].
+        `table` float32 [max_position, 2, r/2] holds cosines and sines; r <= head - first numbers
+        of a head from `first` on are rotated as halves (x1, x2) -> (x1 c - x2 s, x2 c + x1 s), or
+        `paired`, neighbours being x1 and x2. `positions` int32 [rows].
         """
         ...
 
@@ -180,7 +191,10 @@ class Kernels(Protocol):
     # Attention ----------------------------------------------------------------------------------
 
     def cache(self, layers: int, blocks: int, heads: int, head: int, dtype: KvFormat) -> Cache:
-        """A KV cache for `heads` key-value heads of width `head`. Memory is touched on use."""
+        """A KV cache for `heads` key-value heads of width `head`, at most 640.
+
+        Memory is touched on use.
+        """
         ...
 
     def attention(
@@ -196,6 +210,7 @@ class Kernels(Protocol):
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        sinks: Array | None = None,
     ) -> Array:
         """Store new keys and values, then causal attention over each sequence's cached context.
 
@@ -206,6 +221,7 @@ class Kernels(Protocol):
         tables  int32 [sequences, >= ceil(length / BLOCK)]: block ids in order of position
         window  a token sees itself and window - 1 before it; 0: all
         softcap > 0: scores = softcap * tanh(scores / softcap), before the mask
+        sinks   float32 [heads]: one more score a head, of a token whose value is 0
 
         With a bf16 cache, queries, keys, values and the softmax weights are rounded to bfloat16
         and accumulated in float32. With an int8 cache, each head of queries, keys and values is

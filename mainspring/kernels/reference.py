@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 
 from mainspring.kernels import (
     BLOCK,
+    Activation,
     Array,
     Cache,
     CodedFormat,
@@ -238,11 +239,12 @@ class ReferenceKernels:
                 y += (x_scales * integers[:, part].sum(axis=1, keepdims=True)) * w.mins[None, :, g]
         return y
 
-    def gated_linear(
-        self, x: Array, weight: Weight, activation: Literal["silu", "gelu_tanh"]
-    ) -> Array:
+    def gated_linear(self, x: Array, weight: Weight, activation: Activation) -> Array:
         gate, up = np.split(self.linear(x, weight), 2, axis=1)
         inner = gate
+        if activation == "clamped_silu":
+            gate, up = np.minimum(gate, 7), np.clip(up, -7, 7) + 1
+            inner = np.float32(1.702) * gate
         if activation == "gelu_tanh":  # 0.5 (1 + tanh z) = 1 / (1 + e^-2z), which does not cancel
             inner = np.float32(np.sqrt(8 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
         with np.errstate(over="ignore"):
@@ -262,13 +264,26 @@ class ReferenceKernels:
         part = x[:, first * head : (first + heads) * head]
         part[:] = self.rms_norm(part.reshape(-1, head), gain, eps).reshape(part.shape)
 
-    def rope(self, x: Array, table: Array, positions: Array, *, heads: int, head: int) -> None:
+    def rope(
+        self,
+        x: Array,
+        table: Array,
+        positions: Array,
+        *,
+        heads: int,
+        head: int,
+        first: int = 0,
+        paired: bool = False,
+    ) -> None:
         half = table.shape[2]
         cosines, sines = table[positions, 0, None, :], table[positions, 1, None, :]
         part = x[:, : heads * head].reshape(len(x), heads, head)
-        first, second = part[:, :, :half].copy(), part[:, :, half : 2 * half].copy()
-        part[:, :, :half] = first * cosines - second * sines
-        part[:, :, half : 2 * half] = second * cosines + first * sines
+        last = first + 2 * half
+        one = slice(first, last, 2) if paired else slice(first, first + half)
+        two = slice(first + 1, last, 2) if paired else slice(first + half, last)
+        a, b = part[:, :, one].copy(), part[:, :, two].copy()
+        part[:, :, one] = a * cosines - b * sines
+        part[:, :, two] = b * cosines + a * sines
         x[:, : heads * head] = part.reshape(len(x), -1)
 
     def softcap(self, x: Array, cap: float) -> None:
@@ -291,6 +306,7 @@ class ReferenceKernels:
         scale: float,
         window: int = 0,
         softcap: float = 0.0,
+        sinks: Array | None = None,
     ) -> Array:
         store = cast(ReferenceCache, cache)
         kv, head = store.keys.shape[3:]
@@ -312,8 +328,13 @@ class ReferenceKernels:
                 scores = np.einsum("hgd,thd->hgt", query, keys[seen]) * np.float32(scale)
                 if softcap:
                     scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
-                weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-                weights /= weights.sum(axis=-1, keepdims=True)
+                peak = scores.max(axis=-1, keepdims=True)
+                sink: Any = np.float32(-np.inf)
+                if sinks is not None:
+                    sink = sinks.reshape(kv, heads // kv, 1)
+                    peak = np.maximum(peak, sink)
+                weights = np.exp(scores - peak)
+                weights /= weights.sum(axis=-1, keepdims=True) + np.exp(sink - peak)
                 out[row] = np.einsum("hgt,thd->hgd", weights, values[seen]).reshape(-1)
         return out
 

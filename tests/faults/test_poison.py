@@ -86,7 +86,9 @@ def model() -> tuple[Any, Kernels]:
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("name", ["llama", "qwen2", "gemma3_text", "mixtral", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "name", ["llama", "qwen2", "gemma3_text", "mixtral", "gpt_oss", "deepseek_v2"]
+)
 @pytest.mark.parametrize("format", ["float32", "int8"])
 def test_no_numbers_stay_with_their_sequence(
     name: str, format: Any, value: float, monkeypatch: pytest.MonkeyPatch

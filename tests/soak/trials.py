@@ -30,8 +30,8 @@ from tests.unit.engine.test_invariance import random_sampling
 
 __all__ = ["FAMILIES", "Models", "Trials"]
 
-FAMILIES = ("llama3", "qwen2", "gemma2", "mixtral_fused", "qwen3_moe", "phi3")
-"""rows of the parity table: windows, softcaps, biases and experts are among them"""
+FAMILIES = ("llama3", "qwen2", "gemma2", "mixtral_fused", "gpt_oss", "deepseek_v2", "phi3")
+"""rows of the parity table: windows, softcaps, biases, experts, sinks and latents are among them"""
 RECORDED = Path(__file__).parents[1] / "parity" / "recorded"
 VOCABULARY, CONTEXT = 160, 256
 ROUND = 20

@@ -8,6 +8,7 @@ from mainspring.engine.layers.block import Block, PreNormBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.moe import Experts
 from mainspring.engine.layers.rope import Rope
+from mainspring.engine.layers.router import Router
 from mainspring.engine.source import Source
 
 __all__ = ["DEFAULTS", "build", "rename"]
@@ -30,15 +31,10 @@ def build(source: Source) -> Architecture:
 
     def block(layer: int) -> Block:
         attention = Attention.load(source, layer, rope, window=window)
-        experts = Experts.load(
-            source,
-            f"model.layers.{layer}.mlp",
-            ("w1", "w3", "w2"),
-            count=count,
-            top=fields.integer("num_experts_per_tok", high=count),
-            inner=source.sizes.inner,
-            normalize=True,
-        )
+        prefix = f"model.layers.{layer}.mlp"
+        top = fields.integer("num_experts_per_tok", high=count)
+        router = Router.load(source, f"{prefix}.gate", count=count, top=top, normalize=True)
+        experts = Experts.load(source, prefix, ("w1", "w3", "w2"), router, inner=source.sizes.inner)
         return PreNormBlock.load(source, attention, experts)
 
     return Decoder(source, block, [rope])

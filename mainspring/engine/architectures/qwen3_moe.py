@@ -9,6 +9,7 @@ from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.feedforward import FeedForward
 from mainspring.engine.layers.moe import Experts
 from mainspring.engine.layers.rope import Rope
+from mainspring.engine.layers.router import Router
 from mainspring.engine.source import Source
 
 __all__ = ["DEFAULTS", "build"]
@@ -43,12 +44,12 @@ def _mixer(source: Source, layer: int) -> Mixer:
     step = fields.integer("decoder_sparse_step", 1)
     if layer in dense or count == 0 or (layer + 1) % step:
         return FeedForward.load(source, prefix)
-    return Experts.load(
+    router = Router.load(
         source,
-        prefix,
-        ("gate_proj", "up_proj", "down_proj"),
+        f"{prefix}.gate",
         count=count,
         top=fields.integer("num_experts_per_tok", high=count),
-        inner=fields.integer("moe_intermediate_size", high=1 << 20),
         normalize=fields.flag("norm_topk_prob"),
     )
+    inner = fields.integer("moe_intermediate_size", high=1 << 20)
+    return Experts.load(source, prefix, ("gate_proj", "up_proj", "down_proj"), router, inner=inner)

@@ -51,6 +51,8 @@ class Attention:
     q_norm: Array | None = None
     """gain of the norm of each head, or, as wide as all of them, of the norm of all together"""
     k_norm: Array | None = None
+    sinks: Array | None = None
+    """[heads], as `Kernels.attention` takes them"""
 
     @classmethod
     def load(
@@ -66,6 +68,7 @@ class Attention:
         scale: float = 0.0,
         softcap: float = 0.0,
         head_norms: tuple[Array, Array] | None = None,
+        sinks: Array | None = None,
     ) -> Attention:
         """The tensors of `model.layers.{layer}.self_attn`. One of `qkv_names`: stored fused."""
         sizes = source.sizes
@@ -88,6 +91,7 @@ class Attention:
             softcap=softcap,
             q_norm=head_norms[0] if head_norms else None,
             k_norm=head_norms[1] if head_norms else None,
+            sinks=sinks,
         )
 
     def __call__(self, x: Array, batch: Batch, cache: Cache) -> Array:
@@ -113,5 +117,6 @@ class Attention:
             scale=self.scale,
             window=self.window,
             softcap=self.softcap,
+            sinks=self.sinks,
         )
         return k.linear(mixed, self.output)

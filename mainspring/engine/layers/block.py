@@ -6,11 +6,21 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mainspring.engine.batch import Batch
-from mainspring.engine.layers.attention import Attention
 from mainspring.engine.source import Source
 from mainspring.kernels import Array, Cache, Kernels
 
-__all__ = ["Block", "Mixer", "PostNormBlock", "PreNormBlock", "SandwichBlock"]
+__all__ = ["Attends", "Block", "Mixer", "PostNormBlock", "PreNormBlock", "SandwichBlock"]
+
+
+class Attends(Protocol):
+    """What a block begins with."""
+
+    @property
+    def layer(self) -> int: ...
+
+    def __call__(self, x: Array, batch: Batch, cache: Cache) -> Array:
+        """x [rows, hidden] -> [rows, hidden]; what the rows leave to later ones is in `cache`."""
+        ...
 
 
 class Mixer(Protocol):
@@ -38,7 +48,7 @@ class PreNormBlock:
     kernels: Kernels
     eps: float
     attention_norm: Array
-    attention: Attention
+    attention: Attends
     mixer_norm: Array
     mixer: Mixer
     scale: float = 1.0
@@ -46,7 +56,7 @@ class PreNormBlock:
 
     @classmethod
     def load(
-        cls, source: Source, attention: Attention, mixer: Mixer, *, scale: float = 1.0
+        cls, source: Source, attention: Attends, mixer: Mixer, *, scale: float = 1.0
     ) -> PreNormBlock:
         hidden, prefix = source.sizes.hidden, f"model.layers.{attention.layer}."
         return cls(
@@ -78,13 +88,13 @@ class PostNormBlock:
 
     kernels: Kernels
     eps: float
-    attention: Attention
+    attention: Attends
     attended_norm: Array
     mixer: Mixer
     mixed_norm: Array
 
     @classmethod
-    def load(cls, source: Source, attention: Attention, mixer: Mixer) -> PostNormBlock:
+    def load(cls, source: Source, attention: Attends, mixer: Mixer) -> PostNormBlock:
         hidden, prefix = source.sizes.hidden, f"model.layers.{attention.layer}."
         return cls(
             source.kernels,
@@ -111,14 +121,14 @@ class SandwichBlock:
     kernels: Kernels
     eps: float
     attention_norm: Array
-    attention: Attention
+    attention: Attends
     attended_norm: Array
     mixer_norm: Array
     mixer: Mixer
     mixed_norm: Array
 
     @classmethod
-    def load(cls, source: Source, attention: Attention, mixer: Mixer) -> SandwichBlock:
+    def load(cls, source: Source, attention: Attends, mixer: Mixer) -> SandwichBlock:
         """The gains are stored as their distance from 1."""
         hidden, prefix = source.sizes.hidden, f"model.layers.{attention.layer}."
         return cls(

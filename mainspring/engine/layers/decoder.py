@@ -10,6 +10,7 @@ from mainspring.engine.architectures import ModelShape
 from mainspring.engine.batch import Batch
 from mainspring.engine.layers.block import Block
 from mainspring.engine.layers.rope import Rope
+from mainspring.engine.sizes import Sizes
 from mainspring.engine.source import Source
 from mainspring.kernels import Array, Cache
 
@@ -28,12 +29,14 @@ class Decoder:
         norm: Array | None = None,
         embedding_scale: float = 1.0,
         softcap: float = 0.0,
+        sizes: Sizes | None = None,
     ) -> None:
         """`block` loads the layer of that number. Embedding and head come before them: the largest
         matrices are packed while little else is in memory. `norm` is the final norm's gain, where
-        it is not simply `model.norm.weight`.
+        it is not simply `model.norm.weight`; `sizes` are those of the cache, where the heads in it
+        are not those of config.json.
         """
-        sizes = source.sizes
+        sizes = sizes or source.sizes
         self.progress = 0
         self.kernels = source.kernels
         self.eps = sizes.eps

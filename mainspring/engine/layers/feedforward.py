@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from mainspring.engine.source import Source
-from mainspring.kernels import Array, Kernels, Weight
+from mainspring.kernels import Activation, Array, Kernels, Weight
 
 __all__ = ["FeedForward"]
 
@@ -19,7 +18,7 @@ class FeedForward:
     kernels: Kernels
     gate_up: Weight
     down: Weight
-    activation: Literal["silu", "gelu_tanh"]
+    activation: Activation
 
     @classmethod
     def load(

@@ -8,23 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from mainspring.engine.layers.feedforward import FeedForward
+from mainspring.engine.layers.router import Router
 from mainspring.engine.source import Source
-from mainspring.kernels import Array, Kernels, Weight
+from mainspring.kernels import Array
 
 __all__ = ["Experts"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Experts:
-    """The router, in float32 whatever the model's format, and its experts."""
+    """The router, its experts, and one that every token goes through."""
 
-    kernels: Kernels
-    router: Weight
+    router: Router
     experts: tuple[FeedForward, ...]
-    top: int
-    """experts for each token"""
-    normalize: bool
-    """the chosen experts' shares are scaled to add up to 1"""
+    shared: FeedForward | None = None
 
     @classmethod
     def load(
@@ -32,18 +29,17 @@ class Experts:
         source: Source,
         prefix: str,
         names: Sequence[str],
+        router: Router,
         *,
-        count: int,
-        top: int,
         inner: int,
-        normalize: bool,
+        shared: FeedForward | None = None,
     ) -> Experts:
         """The tensors of `prefix`, in either of two layouts.
 
         One tensor for each expert and product, `names` being gate, up and down; or all experts
         together in `experts.gate_up_proj` [count, 2 inner, hidden] and `experts.down_proj`.
         """
-        hidden = source.sizes.hidden
+        hidden, count = source.sizes.hidden, router.count
         if f"{prefix}.experts.gate_up_proj" in source:
             first = source.stack(f"{prefix}.experts.gate_up_proj", count, 2 * inner, hidden)
             last = source.stack(f"{prefix}.experts.down_proj", count, hidden, inner)
@@ -54,16 +50,11 @@ class Experts:
                 path = f"{prefix}.experts.{expert}."
                 first.append(source.weight([path + gate, path + up], (inner, inner), hidden))
                 last.append(source.weight([path + down], (hidden,), inner))
-        return cls(
-            kernels=source.kernels,
-            router=source.weight([f"{prefix}.gate"], (count,), hidden, role="router"),
-            experts=tuple(
-                FeedForward(source.kernels, gate_up, down, source.sizes.activation)
-                for gate_up, down in zip(first, last, strict=True)
-            ),
-            top=top,
-            normalize=normalize,
+        experts = tuple(
+            FeedForward(source.kernels, gate_up, down, source.sizes.activation)
+            for gate_up, down in zip(first, last, strict=True)
         )
+        return cls(router, experts, shared)
 
     def __call__(self, x: Array) -> Array:
         """[rows, hidden] -> [rows, hidden]
@@ -71,20 +62,11 @@ class Experts:
         A row's experts are added in order of their number, so its sum does not depend on what
         other rows chose.
         """
-        chosen, shares = self._route(x)
+        chosen, shares = self.router(x)
         out = np.zeros_like(x)
         for expert in np.unique(chosen).tolist():
             rows, places = np.nonzero(chosen == expert)
             out[rows] += self.experts[expert](x[rows]) * shares[rows, places, None]
+        if self.shared is not None:
+            out += self.shared(x)
         return out
-
-    def _route(self, x: Array) -> tuple[Array, Array]:
-        """Each row's experts [rows, top] and their shares [rows, top]."""
-        logits = self.kernels.linear(x, self.router)
-        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
-        shares /= shares.sum(axis=1, keepdims=True)
-        chosen = np.argsort(-logits, axis=1, kind="stable")[:, : self.top]
-        shares = np.take_along_axis(shares, chosen, axis=1)
-        if self.normalize:
-            shares /= shares.sum(axis=1, keepdims=True)
-        return chosen, shares

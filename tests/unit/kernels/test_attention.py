@@ -11,7 +11,7 @@ import pytest
 
 from mainspring.kernels import BLOCK, Array, Cache, Kernels
 
-SHAPES = [(16, 4, 2), (64, 14, 2), (80, 4, 4), (96, 3, 1), (128, 8, 2), (256, 2, 1), (6, 40, 1)]
+SHAPES = [(16, 4, 2), (64, 14, 2), (80, 4, 4), (96, 3, 1), (128, 8, 2), (256, 2, 1), (6, 100, 1)]
 DTYPES = ["float32", "bf16", "int8"]
 LIMIT = {"float32": 2e-5, "bf16": 1e-2, "int8": 5e-3}
 """bf16: one unit in the last place of a number up to 4, 2^-7, of a token that has all the weight.
@@ -27,6 +27,11 @@ SEGMENT = 1024
 
 def numbers(seed: int, *shape: int) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def sinks(heads: int) -> Array:
+    """Some far above all scores, some far below, most among them."""
+    return 5 * numbers(30, heads)
 
 
 def ints(*values: int) -> Array:
@@ -73,6 +78,39 @@ def test_equals_the_reference(
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("head", "heads", "kv"), [(64, 14, 2), (80, 4, 4), (576, 16, 1)])
+def test_sinks_and_latent_heads(
+    kernels: Kernels, reference: Kernels, dtype: Any, head: int, heads: int, kv: int
+) -> None:
+    tables = np.arange(6, dtype=np.int32).reshape(2, 3)
+    qkv = numbers(28, 95, (heads + 2 * kv) * head)
+    options: dict[str, Any] = {"heads": heads, "scale": head**-0.5, "sinks": sinks(heads)}
+    pieces = [(70, 70), (25, 25)]
+    ours, theirs = (
+        run(k, k.cache(2, 6, kv, head, dtype), qkv, pieces, tables, window=40, **options)
+        for k in (kernels, reference)
+    )
+    np.testing.assert_allclose(ours, theirs, atol=LIMIT[dtype])
+
+
+def test_a_sink_takes_its_share(kernels: Kernels) -> None:
+    """Of one token with score 0 whose value is 1; a sink of any size makes no other number."""
+    qkv = np.repeat(np.array([[0, 0, 0, 0, 1]], np.float32), 16, axis=1)
+    share = np.array([np.log(3), 200.0, -200.0], np.float32)
+    one = run(
+        kernels,
+        kernels.cache(2, 1, 1, 16, "float32"),
+        qkv,
+        [(1, 1)],
+        ints(0).reshape(1, 1),
+        heads=3,
+        scale=1.0,
+        sinks=share,
+    )
+    np.testing.assert_allclose(one.reshape(3, 16), [[0.25] * 16, [0] * 16, [1] * 16], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", [0, 50])
 def test_chunks_do_not_change_a_bit(
     kernels: Kernels, alone: Kernels, dtype: Any, window: int
@@ -81,6 +119,7 @@ def test_chunks_do_not_change_a_bit(
     qkv = numbers(3, length, (heads + 2 * kv) * head)
     tables = np.random.default_rng(4).permutation(8).reshape(1, 8).astype(np.int32)[:, :7]
     options: dict[str, Any] = {"heads": heads, "scale": 0.2, "window": window}
+    options["sinks"] = sinks(heads) if window else None
     whole = run(
         kernels, kernels.cache(2, 8, kv, head, dtype), qkv, [(length, length)], tables, **options
     )
@@ -152,6 +191,7 @@ def test_segments_of_a_long_context(
     heads, kv, head, length = 6, 2, 32, 2 * SEGMENT + 90
     qkv = numbers(20, 12, (heads + 2 * kv) * head)
     options: dict[str, Any] = {"heads": heads, "scale": head**-0.5, "window": window}
+    options["sinks"] = sinks(heads) if window else None
     sizes = {"heads": heads, "kv": kv, "head": head}
     cache, tables = with_context(kernels, dtype, [length], **sizes)
     whole = run(kernels, cache, qkv, [(12, length + 12)], tables, **options)
@@ -269,10 +309,11 @@ def test_wrong_arguments(kernels: Kernels) -> None:
     refused("qkv", qkv=qkv[:, :100].copy())
     refused("heads", heads=3)
     refused("window", window=-1)
+    refused("sinks", sinks=numbers(1, 3))
     refused("starts", starts=ints(0, 6, 5), lengths=ints(40, 40), tables=np.zeros((2, 2), np.int32))
     for arguments in (
         (1, 1, 1, 3, "bf16"),
-        (1, 1, 1, 258, "bf16"),
+        (1, 1, 1, 642, "bf16"),
         (0, 1, 1, 2, "bf16"),
         (1, 1, 1, 16, "int4"),
         (2**30, 2**30, 2**30, 256, "bf16"),

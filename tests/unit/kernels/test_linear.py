@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from mainspring.kernels import Array, Format, Kernels, bf16_bits, bf16_values
+from mainspring.kernels import Activation, Array, Format, Kernels, bf16_bits, bf16_values
 
 FORMATS = get_args(Format)
 SHAPES = [(1, 1), (1, 33), (63, 33), (64, 128), (65, 127), (130, 200), (257, 300)]
@@ -149,18 +149,15 @@ def test_wrong_arguments(kernels: Kernels) -> None:
             kernels.embedding(np.array([0, bad], np.int32), weight)
 
 
-ACTIVATIONS: tuple[Literal["silu", "gelu_tanh"], ...] = ("silu", "gelu_tanh")
-
-
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("width", [1, 33, 64, 100, 192])  # halves of whole panels, and others
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", get_args(Activation))
 def test_gated_equals_the_reference(
     kernels: Kernels,
     reference: Kernels,
     format: Format,
     width: int,
-    activation: Literal["silu", "gelu_tanh"],
+    activation: Activation,
 ) -> None:
     matrix, bias, x = numbers(8, 2 * width, 70), numbers(9, 2 * width), numbers(10, 65, 70)
     bias[0], x[0] = 200, x[0] * 100  # where e^x overflows

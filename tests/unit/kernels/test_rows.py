@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -47,6 +49,21 @@ def test_rope(kernels: Kernels, reference: Kernels, head: int, half: int) -> Non
     kernels.rope(ours, table, positions, heads=4, head=head)
     reference.rope(theirs, table, positions, heads=4, head=head)
     np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+
+
+def test_rope_of_a_part_in_pairs(kernels: Kernels, reference: Kernels) -> None:
+    ours = numbers(12, 33, 3 * 24)
+    theirs, before, table = ours.copy(), ours.copy(), numbers(13, 50, 2, 5)
+    options: dict[str, Any] = {"heads": 2, "head": 24, "first": 14, "paired": True}
+    positions = np.arange(33, dtype=np.int32)
+    kernels.rope(ours, table, positions, **options)
+    reference.rope(theirs, table, positions, **options)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6)
+    same = np.ones(72, bool)
+    same[14:24] = same[38:48] = False
+    np.testing.assert_array_equal(ours[:, same], before[:, same])
+    first, second, (c, s) = before[7, 14], before[7, 15], table[7, :, 0]
+    np.testing.assert_allclose(ours[7, 14:16], [first * c - second * s, second * c + first * s])
 
 
 def test_softcap(kernels: Kernels, reference: Kernels) -> None:
