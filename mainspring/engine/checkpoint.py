@@ -83,15 +83,20 @@ class Checkpoint:
             for file, names in self._shards():
                 self._read_header(file, names)
 
-    def read(self, name: str, out: Array) -> None:
-        """Fill `out`, C-contiguous and of the tensor's dtype (`dtype_of`) and size."""
+    def read(self, name: str, out: Array, index: int = 0) -> None:
+        """Fill `out`, C-contiguous and of the tensor's dtype, with as many numbers as it holds.
+
+        They begin at the `index`-th part of that size: 0 where `out` takes the whole tensor.
+        """
         tensor = self.tensors[name]
         view = out.reshape(-1).view(np.uint8).data
+        if (index + 1) * len(view) > tensor.nbytes:
+            raise ModelError(f"{tensor.file}: {name} has {tensor.nbytes} bytes, too few")
         with _reading(tensor.file):
             file = self._kept(tensor.file)
-            file.seek(tensor.start)
+            file.seek(tensor.start + index * len(view))
             done = 0
-            while done < tensor.nbytes:
+            while done < len(view):
                 count = file.readinto(view[done:])  # type: ignore[attr-defined]
                 if not count:
                     raise ModelError(f"{tensor.file} ended inside {name}: copy it again")

@@ -10,6 +10,7 @@ import numpy as np
 from mainspring.engine.checkpoint import Checkpoint
 from mainspring.engine.codes import Codes, HoldsCodes
 from mainspring.engine.fields import Fields
+from mainspring.engine.mxfp4 import Mxfp4Checkpoint
 from mainspring.engine.quantize import Role, format_of
 from mainspring.engine.quantized.checkpoint import QuantizedCheckpoint
 from mainspring.engine.sizes import Sizes
@@ -53,7 +54,7 @@ class CheckpointTensors:
 
     def __init__(
         self,
-        checkpoint: Checkpoint | QuantizedCheckpoint,
+        checkpoint: Checkpoint | QuantizedCheckpoint | Mxfp4Checkpoint,
         rename: Callable[[str], str | None],
         progress: Callable[[int, int], None] | None = None,
     ) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from mainspring.engine.architectures import Architecture, Family, ModelShape, find_family
 from mainspring.engine.checkpoint import Checkpoint
 from mainspring.engine.fields import Fields
+from mainspring.engine.mxfp4 import Mxfp4Checkpoint
 from mainspring.engine.plan import Plan
 from mainspring.engine.prepared import (
     PreparedFile,
@@ -99,11 +100,14 @@ class CheckpointInfo:
         return replace(self, weight_bytes=weights, kv_bytes=kv)
 
 
-def open_checkpoint(path: Path) -> Checkpoint | QuantizedCheckpoint:
+def open_checkpoint(path: Path) -> Checkpoint | QuantizedCheckpoint | Mxfp4Checkpoint:
     """The checkpoint in directory `path`. Raises ModelError."""
     checkpoint = Checkpoint(path)
-    if checkpoint.config.get("quantization_config") is None:
+    given = checkpoint.config.get("quantization_config")
+    if given is None:
         return checkpoint
+    if isinstance(given, dict) and given.get("quant_method") == "mxfp4":
+        return Mxfp4Checkpoint(checkpoint)
     return QuantizedCheckpoint(checkpoint)
 
 

@@ -52,12 +52,27 @@ def write_checkpoint(directory: Path, row: Row, layout: dict[str, list[int]]) ->
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(row.config))
     tensors = {name: tensor(name, tuple(shape), row) for name, shape in layout.items()}
+    if row.stored == "MXFP4":
+        for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+            blocks, scales = _mxfp4(tensors.pop(name).swapaxes(1, 2))
+            tensors |= {f"{name}_blocks": blocks, f"{name}_scales": scales}
     file = directory / "model.safetensors"
     if row.stored == "BF16":
         _save_bf16(file, tensors)
     else:
         save_file(tensors, file, metadata={"format": "pt"})
     return directory
+
+
+def _mxfp4(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """[..., k] to the nearest numbers of MXFP4: blocks [..., k / 32, 16], scales [..., k / 32]."""
+    groups = values.reshape(*values.shape[:-1], -1, 32)
+    exponents = np.floor(np.log2(np.abs(groups).max(axis=-1))).astype(int) - 2
+    sizes = np.abs(groups) / 2.0 ** exponents[..., None]
+    grid = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
+    codes = np.abs(sizes[..., None] - grid).argmin(axis=-1) + 8 * (groups < 0)
+    blocks = codes[..., ::2] + 16 * codes[..., 1::2]
+    return blocks.astype(np.uint8), (exponents + 127).astype(np.uint8)
 
 
 def _save_bf16(file: Path, tensors: dict[str, np.ndarray]) -> None:

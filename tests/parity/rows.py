@@ -67,7 +67,7 @@ class Row:
 
     family: str
     config: dict[str, Any]
-    stored: Literal["F32", "F16", "BF16"] = "F32"
+    stored: Literal["F32", "F16", "BF16", "MXFP4"] = "F32"
     """dtype of the weights in the file; the computation is in float32 on both sides"""
     shortest: int = 3
     """tokens in the shortest prompt"""
@@ -344,6 +344,18 @@ ROWS: dict[str, Row] = {
             "truncate": False,
             "original_max_position_embeddings": 32,
         },
+    ),
+    "gpt_oss_mxfp4": _row(
+        "gpt_oss",
+        SMALL,
+        hidden_size=64,
+        quantization_config={"quant_method": "mxfp4", "dequantize": True},
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=24,
+        layer_types=["full_attention", "sliding_attention"],
+        rope_parameters={"rope_type": "default", "rope_theta": 150_000},
+        row={"stored": "MXFP4"},
     ),
     "deepseek_v2": _row(
         "deepseek_v2",

@@ -63,7 +63,7 @@ def build(source: Source) -> Architecture:
 
 
 def _experts(source: Source, prefix: str) -> Experts:
-    """The gate's outputs are stored between those of `up`."""
+    """As published one matrix an expert (see mxfp4.py), otherwise all together."""
     fields, hidden, inner = source.fields, source.sizes.hidden, source.sizes.inner
     count = fields.integer("num_local_experts", high=4096)
     router = Router.load(
@@ -74,12 +74,19 @@ def _experts(source: Source, prefix: str) -> Experts:
         normalize=True,
         bias=True,
     )
-    first = source.turned_stack(
-        f"{prefix}.experts.gate_up_proj", count, 2 * inner, hidden, paired=True
-    )
-    last = source.turned_stack(f"{prefix}.experts.down_proj", count, hidden, inner)
+    first, last = f"{prefix}.experts.gate_up_proj", f"{prefix}.experts.down_proj"
+    if first in source:
+        gates_ups = source.turned_stack(first, count, 2 * inner, hidden, paired=True)
+        downs = source.turned_stack(last, count, hidden, inner)
+    else:
+        paths = [f"{prefix}.experts.{expert}." for expert in range(count)]
+        gates_ups = [
+            source.weight([path + "gate_up_proj"], (2 * inner,), hidden, bias=True)
+            for path in paths
+        ]
+        downs = [source.weight([path + "down_proj"], (hidden,), inner, bias=True) for path in paths]
     experts = tuple(
         FeedForward(source.kernels, gate_up, down, "clamped_silu")
-        for gate_up, down in zip(first, last, strict=True)
+        for gate_up, down in zip(gates_ups, downs, strict=True)
     )
     return Experts(router, experts)
