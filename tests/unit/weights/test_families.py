@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from mainspring.engine.architectures import find_family, known_families
-from mainspring.engine.weights import inspect_config, random_model
-from mainspring.errors import UnknownArchitecture
+from mainspring.engine.weights import inspect_checkpoint, inspect_config, random_model
+from mainspring.errors import ModelError, UnknownArchitecture
 from mainspring.kernels import load_kernels
+from tests.parity.checkpoint import write_checkpoint
+from tests.parity.rows import ROWS
 from tests.tiny import tiny_config
 
+RECORDED = Path(__file__).parents[2] / "parity" / "recorded"
 GUIDE = Path(__file__).parents[3] / "docs/adding/architecture.md"
 
 
@@ -394,3 +399,36 @@ PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
 def test_published_models_are_counted_right(name: str) -> None:
     parameters, config = PUBLISHED[name]
     assert inspect_config(config).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "match"),
+    [
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 of 3 layers"),
+        ("gpt_oss", {"swiglu_limit": 5.0}, "swiglu_limit is 5; only 7 is computed"),
+        ("deepseek_v2", {"norm_topk_prob": True}, "norm_topk_prob must be false"),
+        ("deepseek_v2", {"kv_lora_rank": 638}, "make 646; they must be even and at most 640"),
+        ("deepseek_v2", {"moe_layer_freq": 2}, "moe_layer_freq must be 1"),
+        ("deepseek_v2_groups", {"n_group": 4}, "n_group is 4; 6 experts make no such groups"),
+        ("deepseek_v3", {"n_group": 4}, "n_group is 4; 6 experts make no such groups"),
+        ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func is 'softmax'; known: sigmoid"),
+        ("granite", {"logits_scaling": 0}, "logits_scaling is 0; the limits are"),
+    ],
+)
+def test_what_a_family_does_not_compute_is_refused(
+    row: str, changes: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(ModelError, match=match):
+        inspect_config({**ROWS[row].config, **changes})
+
+
+def test_layers_that_guess_ahead_are_left_out(tmp_path: Path) -> None:
+    with np.load(RECORDED / "deepseek_v3.npz") as recorded:
+        layout = json.loads(str(recorded["layout"]))
+    layout["model.layers.3.eh_proj.weight"] = [48, 96]
+    path = write_checkpoint(tmp_path / "m", ROWS["deepseek_v3"], layout)
+    assert inspect_checkpoint(path).shape.layers == 3
+    layout["model.layers.4.eh_proj.weight"] = [48, 96]
+    path = write_checkpoint(tmp_path / "more", ROWS["deepseek_v3"], layout)
+    with pytest.raises(ModelError, match=r"no use for: model\.layers\.4"):
+        inspect_checkpoint(path)
