@@ -349,6 +349,7 @@ ROWS: dict[str, Row] = {
         "gpt_oss",
         SMALL,
         hidden_size=64,
+        # `dequantize` is for the library, whose own kernels of MXFP4 would need more packages
         quantization_config={"quant_method": "mxfp4", "dequantize": True},
         num_local_experts=4,
         num_experts_per_tok=2,
