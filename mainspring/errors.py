@@ -2,7 +2,8 @@
 
 MainspringError
 ├── BadRequest                 400  the request is wrong; `param` is the JSON path
-│   └── ContextLength          400  prompt and asked output exceed the context
+│   ├── ContextLength          400  prompt and asked output exceed the context
+│   └── GrammarError           400  a grammar that is none, or needs too much time or memory
 ├── Unauthenticated            401
 ├── Forbidden                  403
 ├── NotFound                   404
@@ -37,6 +38,7 @@ __all__ = [
     "Conflict",
     "ContextLength",
     "Forbidden",
+    "GrammarError",
     "InsufficientMemory",
     "InternalError",
     "MainspringError",
@@ -76,6 +78,10 @@ class BadRequest(MainspringError):
 
 class ContextLength(BadRequest):
     code = "context_length_exceeded"
+
+
+class GrammarError(BadRequest):
+    code = "grammar_error"
 
 
 class Unauthenticated(MainspringError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from msgspec import Struct
 
@@ -17,6 +17,7 @@ __all__ = [
     "EngineStats",
     "Event",
     "Finish",
+    "Grammar",
     "Message",
     "ModelInfo",
     "Request",
@@ -89,6 +90,19 @@ class Sampling(Struct, frozen=True, kw_only=True):
     """The same for every prompt token but the first; turns prefix-cache reads off."""
 
 
+class Grammar(Struct, frozen=True):
+    """What the text of an answer has to look like, as a client wrote it."""
+
+    kind: Literal["json_object", "json_schema", "regex", "choice", "lark"]
+    text: str = ""
+    """A JSON Schema; a regular expression that the whole answer matches; a JSON list of strings,
+    one of which is the answer; a grammar in llguidance's Lark or in GBNF."""
+    strict: bool = True
+    """json_schema: a keyword that cannot be enforced is an error; otherwise it is ignored."""
+    field: str = "grammar"
+    """of the request that it came in, for errors"""
+
+
 class Message(Struct, frozen=True):
     """One turn of a conversation, as chat templates take it."""
 
@@ -120,6 +134,8 @@ class Request(Struct, frozen=True, kw_only=True):
     n: int = 1
     stop: tuple[str, ...] = ()
     """Strings that end a choice; they are not part of its text."""
+    grammar: Grammar | None = None
+    """What each choice's text has to look like."""
     echo: bool = False
     """Task.COMPLETE: the prompt's text comes first."""
     suffix: str = ""

@@ -14,6 +14,7 @@ from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel
 from mainspring.engine.disk import DiskPlace
 from mainspring.engine.draft_model import DraftModel
+from mainspring.engine.grammar import Matcher
 from mainspring.engine.runner import Runner
 from mainspring.engine.sampler import INTERNAL, Draw, Sampler, check
 from mainspring.engine.scheduler import Scheduler, Work
@@ -119,12 +120,14 @@ class Engine:
         *,
         salt: bytes = b"",
         generated: Items[int] = (),
+        matcher: Matcher | None = None,
     ) -> None:
         """Queue a prompt. Its Outputs come from later steps, under `id`.
 
         `salt` separates prefix caches: only sequences of equal salt share blocks. `generated` are
         output tokens that an earlier Engine has already given: they are not given again, and the
         output goes on as if it had never stopped. Output ends at the context's end at the latest.
+        `matcher` is at the beginning of the grammar that the output is held to, and ends with.
 
         Raises ContextLength when the prompt leaves no room for output, Overloaded when too many
         sequences wait, BadRequest when a token id is not in the vocabulary, the prompt is empty or
@@ -141,6 +144,7 @@ class Engine:
             context=self._context,
             hashed=self._config.prefix_cache,
             speculates=self._config.speculation,
+            matcher=matcher,
         )
         now = self._clock()
         sequence.events.append(Event("queued", now))
@@ -251,7 +255,7 @@ class Engine:
         logits = self._runner.run(batch)
         draws = self._draw(work, logits)
         now = self._clock()
-        prefill = sum(count for sequence, count in work if is_prefill(sequence, count))
+        prefill = sum(count for sequence, count in work if sequence.prefills(count))
         moment = TokenTime(now, self._steps, len(work), prefill)
         outputs = [
             output
@@ -300,7 +304,7 @@ class Engine:
         try:
             if draws and draws[0].error is not None:
                 return self._fail(sequence, draws[0], moment.time)
-            if is_prefill(sequence, count):
+            if sequence.prefills(count):
                 sequence.events.append(Event("prefill", moment.time, count, moment.step))
             taken = self._accept(sequence, draws)
             self._publish(sequence, count + max(0, len(taken) - 1))
@@ -345,6 +349,7 @@ class Engine:
             prompt_logprobs=sequence.take_prompt_logprobs() if sequence.scored else (),
             times=(moment,) * len(taken),
             finish=finish,
+            complete=finish is not None and sequence.complete,
             stop_reason=reason,
             events=sequence.take_events(),
             cached=sequence.cached,
@@ -390,8 +395,3 @@ class Engine:
             tier=self._tier.stats(),
             draft_model=self._speculation.model,
         )
-
-
-def is_prefill(sequence: Sequence, count: int) -> bool:
-    """Whether computing `count` tokens is more than the sequence's next output token needs."""
-    return count > 1 or sequence.computed < sequence.prompt

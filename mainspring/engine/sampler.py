@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mainspring.engine.grammar import after, forbid
 from mainspring.engine.sequence import Sequence, TokenLogprob
-from mainspring.errors import BadRequest
+from mainspring.errors import BadRequest, GrammarError
 from mainspring.kernels import Array, Kernels
 from mainspring.types import Sampling
 
@@ -87,17 +88,18 @@ class Sampler:
         """One Draw for each row of logits [rows, vocabulary]; `sequences` says whose it is.
 
         A sequence's rows stand together: first the row of its next token, then those after one,
-        two, ... of its guesses. Rows of sequences with penalties are changed in place. A row that
-        holds NaN or infinity, or whose penalties fail, spoils only its own sequence's Draw.
+        two, ... of its guesses. Rows of sequences with penalties or a grammar are changed in place.
+        A row that holds NaN or infinity, or whose penalties or grammar fail, spoils only its own
+        sequence's Draw.
         """
         ahead = _ahead(sequences)
         asking = [i for i, s in enumerate(sequences) if s.sampling.logprobs is not None]
         raw = logits[asking] if asking else None
-        failed = self._penalize(logits, sequences, ahead)
+        failed = self._change(logits, sequences, ahead)
         chosen = self._sample(logits, sequences, ahead)
         draws = [Draw(token) if token >= 0 else NUMERICAL for token in chosen]
-        for row in failed:
-            draws[row] = INTERNAL
+        for row, failure in failed.items():
+            draws[row] = failure
         if raw is not None:
             self._score(raw, asking, sequences, draws)
         return draws
@@ -105,10 +107,10 @@ class Sampler:
     def guess(self, logits: Array, sequences: list[Sequence]) -> list[int]:
         """What each sequence would draw from its row after all its guesses; -1 where that fails.
 
-        Rows of sequences with penalties are changed in place.
+        Rows of sequences with penalties or a grammar are changed in place.
         """
         ahead = [len(sequence.guesses) for sequence in sequences]
-        failed = self._penalize(logits, sequences, ahead)
+        failed = self._change(logits, sequences, ahead)
         chosen = self._sample(logits, sequences, ahead)
         for row in failed:
             chosen[row] = -1
@@ -146,18 +148,28 @@ class Sampler:
         ]
 
     @staticmethod
-    def _penalize(logits: Array, sequences: list[Sequence], ahead: list[int]) -> list[int]:
-        """Apply each sequence's penalties to its rows; returns the rows where that failed."""
-        failed = []
+    def _change(logits: Array, sequences: list[Sequence], ahead: list[int]) -> dict[int, Draw]:
+        """Apply each sequence's penalties and grammar to its rows; returns where that failed."""
+        failed: dict[int, Draw] = {}
         for row, (sequence, count) in enumerate(zip(sequences, ahead, strict=True)):
-            if sequence.penalties is None:
+            penalties, matcher = sequence.penalties, sequence.matcher
+            if penalties is None and matcher is None:
                 continue
+            guesses = sequence.guesses[:count]
             try:
-                with sequence.penalties.after(sequence.guesses[:count]) as penalties:
-                    penalties.apply(logits[row])
+                if penalties is not None:
+                    with penalties.after(guesses):
+                        penalties.apply(logits[row])
+                if matcher is not None:
+                    with after(matcher, guesses):
+                        forbid(logits[row], matcher.mask())
+                    if penalties is not None:
+                        _check_possible(logits[row])
+            except GrammarError as error:
+                failed[row] = Draw(-1, error=(error.code, error.message))
             except Exception:  # one sequence's failure must not end the others
-                log.exception("penalties of sequence %s failed", sequence.id)
-                failed.append(row)
+                log.exception("penalties or grammar of sequence %s failed", sequence.id)
+                failed[row] = INTERNAL
         return failed
 
     def _sample(self, logits: Array, sequences: list[Sequence], ahead: list[int]) -> list[int]:
@@ -197,6 +209,12 @@ class Sampler:
         scores = self.log_probabilities(raw[[i for i, _ in good]], ids, max(tops))
         for (_, row), score, top in zip(good, scores, tops, strict=True):
             draws[row] = Draw(draws[row].token, TokenLogprob(score.logprob, score.top[:top]))
+
+
+def _check_possible(logits: Array) -> None:
+    """Raise GrammarError where no token is left."""
+    if np.isneginf(logits.max()):
+        raise GrammarError("the grammar's text ends before min_tokens; ask for fewer")
 
 
 def _ahead(sequences: list[Sequence]) -> list[int]:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from mainspring.engine.blocks import Content, block_digest, root_digest
 from mainspring.engine.draft import Draft, Trust
+from mainspring.engine.grammar import Matcher
 from mainspring.engine.penalties import Penalties
 from mainspring.kernels import BLOCK, blocks_of
 from mainspring.types import Event, Finish, Sampling, TokenTime
@@ -43,6 +44,8 @@ class Output(Struct, frozen=True, kw_only=True, omit_defaults=True):
     times: tuple[TokenTime, ...] = ()
     """One for each of `tokens`."""
     finish: Finish | None = None
+    complete: bool = False
+    """A grammar came to its end with the last token, which is part of the text."""
     stop_reason: int | None = None
     """The id of `Sampling.stop_token_ids` that ended the sequence; None for the model's own end."""
     events: tuple[Event, ...] = ()
@@ -66,7 +69,8 @@ class Sequence:
     `generated` were drawn before the sequence came to this Engine: they are part of `tokens` and
     count as output, so that drawing goes on exactly where it stopped. `context` bounds prompt and
     output together. `hashed` says whether blocks can be shared through the prefix cache,
-    `speculates` whether guesses are made.
+    `speculates` whether guesses are made. `matcher` holds the output to a grammar; it is at the
+    grammar's beginning.
     """
 
     __slots__ = (
@@ -83,6 +87,7 @@ class Sequence:
         "hashed",
         "id",
         "limit",
+        "matcher",
         "penalties",
         "prompt",
         "prompt_logprobs",
@@ -108,6 +113,7 @@ class Sequence:
         context: int,
         hashed: bool,
         speculates: bool = False,
+        matcher: Matcher | None = None,
     ) -> None:
         self.id = id
         self.sampling = sampling
@@ -119,6 +125,10 @@ class Sequence:
         self.stops = self.eos.union(sampling.stop_token_ids)
         self.seed = sampling.seed & 0xFFFF_FFFF_FFFF_FFFF
         self.penalties = Penalties.of(sampling, self.tokens, self.prompt, self.stops)
+        self.matcher = matcher
+        if matcher is not None:
+            for token in generated:
+                matcher.push(token)
         # Prompt log-probabilities go out with the first token, so a replay already had them.
         self.scored = sampling.prompt_logprobs is not None and not generated
         self.prompt_logprobs: list[TokenLogprob] = []
@@ -143,6 +153,10 @@ class Sequence:
     def pending(self) -> int:
         """Tokens still to compute before the next one can be drawn; at least 1."""
         return len(self.tokens) - self.computed
+
+    def prefills(self, count: int) -> bool:
+        """Whether computing `count` tokens is more than the next output token needs."""
+        return count > 1 or self.computed < self.prompt
 
     def hash_blocks(self) -> None:
         """Bring `digests` up to date with `tokens`."""
@@ -186,6 +200,8 @@ class Sequence:
         self.tokens.append(token)
         if self.penalties is not None:
             self.penalties.push(token)
+        if self.matcher is not None:
+            self.matcher.push(token)
         if self.draft is not None:
             try:
                 self.draft.push(token)
@@ -196,11 +212,12 @@ class Sequence:
             self.hash_blocks()
 
     def look_up(self, most: int, share: float) -> list[int]:
-        """What `Draft.guess` says. Should it fail, the sequence goes on without guesses."""
+        """What `Draft.guess` says, up to what cannot come. If it fails, there are none any more."""
         if self.draft is None:
             return []
         try:
-            return self.draft.guess(most, share)
+            guesses = self.draft.guess(most, share)
+            return guesses if self.matcher is None else guesses[: self.matcher.fitting(guesses)]
         except Exception:  # guesses are no part of the text
             log.exception("guessing for sequence %s failed", self.id)
             self.draft = None
@@ -220,11 +237,19 @@ class Sequence:
         self.events.clear()
         return events
 
+    @property
+    def complete(self) -> bool:
+        """The last token, which is not one that ends texts, was the last of the grammar."""
+        matcher = self.matcher
+        return matcher is not None and matcher.complete and self.tokens[-1] not in self.stops
+
     def finish(self) -> tuple[Finish | None, int | None]:
         """Whether and why the last token ended the sequence, and the stop id that did."""
         last = self.tokens[-1]
         if last in self.stops:  # before min_tokens, penalties keep it from being drawn
             return Finish.STOP, None if last in self.eos else last
+        if self.complete:
+            return Finish.STOP, None
         if len(self.tokens) >= self.limit:
             return Finish.LENGTH, None
         return None, None

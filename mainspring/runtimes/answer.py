@@ -34,7 +34,7 @@ class Answer:
         self._arrived = asyncio.Event()
         salt = request.tenant.encode()
         self._flights = [
-            Flight(choice.prompt, choice.sampling, salt, partial(self._take, place))
+            Flight(choice.prompt, choice.sampling, salt, partial(self._take, place), choice.grammar)
             for place, choice in enumerate(choices)
         ]
 

@@ -34,6 +34,8 @@ class EngineOutput(Protocol):
     @property
     def finish(self) -> Finish | None: ...
     @property
+    def complete(self) -> bool: ...
+    @property
     def stop_reason(self) -> int | None: ...
     @property
     def events(self) -> tuple[Event, ...]: ...
@@ -45,7 +47,7 @@ class Choice:
     """Turns the tokens of one sequence into text, until a stop string or the Engine ends it.
 
     `continues` says that the text goes on from the prompt, as a completion does and a chat reply
-    does not.
+    does not. `grammar`, compiled, is what it is held to, byte for byte.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Choice:
         *,
         stop: Sequence[str] = (),
         continues: bool = False,
+        grammar: str = "",
     ) -> None:
         self.index = index
         self.output = 0
@@ -68,7 +71,8 @@ class Choice:
         self._tokenizer = tokenizer
         self.prompt = prompt.ids
         self.sampling = sampling
-        self._text = tokenizer.detokenizer(prompt.ids if continues else ())
+        self.grammar = grammar
+        self._text = tokenizer.detokenizer(prompt.ids if continues or grammar else ())
         self._stops = Stops(stop)
         self._echo = prompt.echo
         self._scored = sampling.prompt_logprobs is None
@@ -89,7 +93,7 @@ class Choice:
         for place, id in enumerate(output.tokens):
             self.output += 1
             self.times += output.times[place : place + 1]
-            if place == last and output.finish is Finish.STOP:
+            if place == last and output.finish is Finish.STOP and not output.complete:
                 break  # the token that ends a choice is no part of its text
             if output.logprobs:
                 self._score(id, output.logprobs[place])

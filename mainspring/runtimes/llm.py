@@ -18,9 +18,10 @@ from mainspring.registry.generation import sampling_defaults
 from mainspring.runtimes.admission import Admission
 from mainspring.runtimes.answer import Answer
 from mainspring.runtimes.choice import Choice
+from mainspring.runtimes.grammars import Grammars
 from mainspring.runtimes.lane import Lane, Stuck
 from mainspring.runtimes.prompt import Prompt, Prompts
-from mainspring.runtimes.protocol import Ready
+from mainspring.runtimes.protocol import Ready, Vocabulary
 from mainspring.runtimes.supervisor import Supervisor
 from mainspring.runtimes.template import ChatTemplate, read_template
 from mainspring.runtimes.tokenizer import Tokenizer
@@ -62,6 +63,7 @@ class LLMRuntime:
         self._lane = Lane(f"tokenize-{name}")
         self._template: ChatTemplate | None = None
         self._prompts: Prompts | None = None
+        self._grammars = Grammars(self._vocabulary)
         self._info: ModelInfo | None = None
         self._defaults: dict[str, Any] = {}
         self._admission = Admission(name, config, self.stats)
@@ -128,6 +130,7 @@ class LLMRuntime:
         await self._supervisor.stop()
         if self._template:
             await self._template.stop()
+        await self._grammars.stop()
         self._lane.close()
 
     # What is known of it --------------------------------------------------------------------------
@@ -238,6 +241,7 @@ class LLMRuntime:
         sampling = self._filled(request)
         for prompt in prompts:
             self._prompts.check(prompt, sampling)
+        grammar = await self._grammars.compile(request.grammar) if request.grammar else ""
         seed = secrets.randbelow(SEEDS) if request.seed is None else request.seed
         choices: list[Choice] = []
         for prompt in prompts:
@@ -249,9 +253,21 @@ class LLMRuntime:
                     msgspec.structs.replace(sampling, seed=(seed + len(choices)) % SEEDS),
                     stop=request.stop,
                     continues=not chat,
+                    grammar=grammar,
                 )
                 choices.append(choice)
         return choices
+
+    async def _vocabulary(self) -> Vocabulary:
+        """How the model's tokens are spelled, for whoever follows grammars."""
+        supervisor = self._supervisor
+        if supervisor.vocabulary is None:
+            assert self._prompts is not None and supervisor.loaded is not None
+            tokenizer, loaded = self._prompts.tokenizer, supervisor.loaded
+            supervisor.vocabulary = await self._in_thread(
+                lambda: tokenizer.vocabulary(loaded.vocabulary, loaded.eos)
+            )
+        return supervisor.vocabulary
 
     def _filled(self, request: Request) -> Sampling:
         """The request's sampling, with the checkpoint's defaults where the client said nothing."""

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
@@ -26,12 +26,16 @@ from mainspring.errors import BadRequest
 from mainspring.registry import resolve
 from mainspring.registry.generation import sampling_defaults
 from mainspring.runtimes.choice import Choice
+from mainspring.runtimes.grammars import Grammars
 from mainspring.runtimes.loading import load
 from mainspring.runtimes.prompt import Prompt, Prompts
-from mainspring.runtimes.protocol import error_from
+from mainspring.runtimes.protocol import Vocabulary, error_from
 from mainspring.runtimes.template import ChatTemplate, read_template
 from mainspring.runtimes.tokenizer import Tokenizer
-from mainspring.types import Chunk, EngineStats, Finish, Message, Sampling, Token, Usage
+from mainspring.types import Chunk, EngineStats, Finish, Grammar, Message, Sampling, Token, Usage
+
+if TYPE_CHECKING:
+    from mainspring.runtimes.matcher import GrammarMatcher, Matchers
 
 __all__ = ["LLM", "Result"]
 
@@ -77,6 +81,10 @@ class LLM:
         self._at_once = config.max_running  # more wait here: the Engine's queue bounds nobody
         self._prompts = Prompts(name, Tokenizer(path), loaded.context, loaded.shape.vocabulary)
         self._template = ChatTemplate(read_template(path))
+        self._eos = loaded.shape.eos
+        self._size = loaded.shape.vocabulary
+        self._grammars = Grammars(self._vocabulary)
+        self._matchers: Matchers | None = None
         # A loop of its own, so that this works where a loop is running already (notebooks).
         self._loop = asyncio.Runner()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="mainspring-template")
@@ -88,16 +96,20 @@ class LLM:
         sampling: Sampling | None = None,
         *,
         stop: Sequence[str] = (),
+        grammar: Grammar | None = None,
     ) -> list[Result]:
         """Complete the prompts, texts or token ids, together; the results are in their order.
 
-        Prompt i samples with the seed `sampling.seed + i`. Raises ContextLength or BadRequest,
-        which names the prompt, before any is computed.
+        Prompt i samples with the seed `sampling.seed + i`. Every completion is held to `grammar`.
+        Raises ContextLength, GrammarError or BadRequest, which names the prompt, before any is
+        computed.
         """
         sampling = sampling or self.defaults
+        held = self._compiled(grammar)
         texts = [prompts] if isinstance(prompts, str) else prompts
         choices = [
-            self._completion(index, prompt, sampling, stop) for index, prompt in enumerate(texts)
+            self._completion(index, prompt, sampling, stop, held)
+            for index, prompt in enumerate(texts)
         ]
         chunks: list[list[Chunk]] = [[] for _ in choices]
         for chunk in self._run(choices):
@@ -111,9 +123,11 @@ class LLM:
         *,
         stop: Sequence[str] = (),
         variables: Mapping[str, Any] | None = None,
+        grammar: Grammar | None = None,
     ) -> Result:
         """Answer a conversation; `variables` are for the chat template."""
-        choice = self._chat_choice(messages, sampling, stop, variables)
+        held = self._compiled(grammar)
+        choice = self._chat_choice(messages, sampling, stop, variables, held)
         return _result(choice, list(self._run([choice])))
 
     def stream(
@@ -122,18 +136,20 @@ class LLM:
         sampling: Sampling | None = None,
         *,
         stop: Sequence[str] = (),
+        grammar: Grammar | None = None,
     ) -> Iterator[str]:
         """The text of one answer as it comes, for a text, token ids or messages.
 
         Closing the iterator ends the work.
         """
+        held = self._compiled(grammar)
         turns = [item for item in prompt if isinstance(item, Message | Mapping)]
         if turns:
-            choice = self._chat_choice(turns, sampling, stop, None)
+            choice = self._chat_choice(turns, sampling, stop, None, held)
         else:
             ids = prompt if isinstance(prompt, str) else [i for i in prompt if isinstance(i, int)]
             made = self._prompts.complete(ids, echo=False)
-            choice = self._choice(0, made, sampling or self.defaults, stop, continues=True)
+            choice = self._choice(0, made, sampling or self.defaults, stop, held, continues=True)
         return (chunk.text for chunk in self._run([choice]) if chunk.text)
 
     def stats(self) -> EngineStats:
@@ -158,7 +174,27 @@ class LLM:
 
     def _end_loop(self) -> None:
         self._loop.run(self._template.stop())
+        self._loop.run(self._grammars.stop())
         self._loop.close()
+
+    def _compiled(self, grammar: Grammar | None) -> str:
+        """What holds a Choice; empty for none. Raises GrammarError."""
+        if grammar is None:
+            return ""
+        return self._thread.submit(lambda: self._loop.run(self._grammars.compile(grammar))).result()
+
+    async def _vocabulary(self) -> Vocabulary:
+        return self._prompts.tokenizer.vocabulary(self._size, self._eos)
+
+    def _matcher(self, grammar: str) -> GrammarMatcher | None:
+        if not grammar:
+            return None
+        if self._matchers is None:
+            from mainspring.runtimes.matcher import Matchers
+
+            vocabulary = self._prompts.tokenizer.vocabulary(self._size, self._eos)
+            self._matchers = Matchers(vocabulary)
+        return self._matchers.make(grammar)
 
     def _chat_choice(
         self,
@@ -166,20 +202,26 @@ class LLM:
         sampling: Sampling | None,
         stop: Sequence[str],
         variables: Mapping[str, Any] | None,
+        grammar: str,
     ) -> Choice:
         guarded = self._prompts.guard([_message(turn) for turn in messages], variables or {})
         rendering = self._thread.submit(lambda: self._loop.run(self._template.render(guarded)))
         prompt = self._prompts.chat(rendering.result(), guarded.mark)
-        return self._choice(0, prompt, sampling or self.defaults, stop, continues=False)
+        return self._choice(0, prompt, sampling or self.defaults, stop, grammar, continues=False)
 
     def _completion(
-        self, index: int, prompt: str | Sequence[int], sampling: Sampling, stop: Sequence[str]
+        self,
+        index: int,
+        prompt: str | Sequence[int],
+        sampling: Sampling,
+        stop: Sequence[str],
+        grammar: str,
     ) -> Choice:
         try:
             made = self._prompts.complete(
                 prompt if isinstance(prompt, str) else _ids(prompt), echo=False
             )
-            return self._choice(index, made, sampling, stop, continues=True)
+            return self._choice(index, made, sampling, stop, grammar, continues=True)
         except BadRequest as error:
             raise type(error)(f"prompts[{index}]: {error.message}", param=error.param) from error
 
@@ -189,13 +231,21 @@ class LLM:
         prompt: Prompt,
         sampling: Sampling,
         stop: Sequence[str],
+        grammar: str,
         *,
         continues: bool,
     ) -> Choice:
         self._prompts.check(prompt, sampling)
         seeded = msgspec.structs.replace(sampling, seed=sampling.seed + index)
-        tokenizer = self._prompts.tokenizer
-        return Choice(index, tokenizer, prompt, seeded, stop=stop, continues=continues)
+        return Choice(
+            index,
+            self._prompts.tokenizer,
+            prompt,
+            seeded,
+            stop=stop,
+            continues=continues,
+            grammar=grammar,
+        )
 
     def _run(self, choices: Sequence[Choice]) -> Iterator[Chunk]:
         """Compute the choices together. Ends what is left when the iterator is closed."""
@@ -206,7 +256,8 @@ class LLM:
                 while waiting and len(running) < self._at_once:
                     choice = waiting.pop()
                     id = str(next(self._numbers))
-                    self._engine.add(id, choice.prompt, choice.sampling)
+                    matcher = self._matcher(choice.grammar)
+                    self._engine.add(id, choice.prompt, choice.sampling, matcher=matcher)
                     running[id] = choice
                 for output in self._engine.step():
                     choice = running[output.id]

@@ -18,6 +18,7 @@ from mainspring.config import HOME, ModelConfig
 from mainspring.errors import (
     BadRequest,
     ContextLength,
+    GrammarError,
     InsufficientMemory,
     InternalError,
     MainspringError,
@@ -46,6 +47,7 @@ __all__ = [
     "Step",
     "ToWorker",
     "TokenLogprob",
+    "Vocabulary",
     "error_from",
     "frame",
 ]
@@ -72,6 +74,17 @@ class Load(Struct, frozen=True, tag="load"):
     home: str = HOME
 
 
+class Vocabulary(Struct, frozen=True, tag="vocabulary"):
+    """How every token of the model is spelled; comes before the first `Add` with a grammar."""
+
+    tokens: tuple[bytes, ...]
+    """as many as the model has; empty: a grammar never takes it"""
+    special: tuple[int, ...]
+    """ids that stand for no text; their spelling is their name"""
+    eos: tuple[int, ...]
+    """ids that end a text"""
+
+
 class Add(Struct, frozen=True, tag="add"):
     id: str
     tokens: tuple[int, ...]
@@ -79,6 +92,8 @@ class Add(Struct, frozen=True, tag="add"):
     salt: bytes
     generated: tuple[int, ...] = ()
     """Output tokens that the server already has from a Worker that is gone."""
+    grammar: str = ""
+    """that holds the output, compiled"""
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -89,7 +104,7 @@ class Shutdown(Struct, frozen=True, tag="shutdown"):
     """End; nothing in flight is finished."""
 
 
-ToWorker = Load | Add | Cancel | Shutdown
+ToWorker = Load | Vocabulary | Add | Cancel | Shutdown
 
 
 # Worker to server ---------------------------------------------------------------------------------
@@ -110,6 +125,7 @@ class Ready(Struct, frozen=True, kw_only=True, tag="ready"):
     format: str
     context: int
     vocabulary: int
+    eos: tuple[int, ...]
     weight_bytes: int
     kv_bytes: int
     prepared: bool = False
@@ -154,6 +170,7 @@ class Output(Struct, frozen=True, kw_only=True, omit_defaults=True):
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
     times: tuple[TokenTime, ...] = ()
     finish: Finish | None = None
+    complete: bool = False
     stop_reason: int | None = None
     events: tuple[Event, ...] = ()
     cached: int = 0
@@ -230,6 +247,7 @@ class Frames:
 FROM_ENGINE: tuple[type[MainspringError], ...] = (
     BadRequest,
     ContextLength,
+    GrammarError,
     InsufficientMemory,
     InternalError,
     ModelError,

@@ -2,24 +2,18 @@
 
 A template is a program of the checkpoint's author. It runs here, in Jinja's sandbox, in a process
 that holds nothing, may use little memory and time, and that its owner kills when it is late.
-Nothing but the standard library and jinja2 is imported, so that it is small and starts fast.
+Little but jinja2 is imported, so that it is small and starts fast.
 
-Frames are a 4-byte big-endian length and JSON. In: first {"source", "variables"}, then any number
-of {"messages", "variables", "mark"}. Out, one for each: {"text"} or {"error", "kind"}, where kind
-is `template` (its own fault), `raised` (raise_exception) or `limit`.
+Frames in: first {"source", "variables"}, then any number of {"messages", "variables", "mark"}. Out,
+one for each: {"text"} or {"error", "kind"}, where kind is `template` (its own fault), `raised`
+(raise_exception) or `limit`.
 """
 
 from __future__ import annotations
 
-import ctypes
 import datetime
 import json
-import math
-import os
-import resource
-import signal
 import socket
-import struct
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -32,7 +26,8 @@ from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-MIB = 1 << 20
+from mainspring.runtimes.confined import MIB, serve
+
 MEMORY = 64 * MIB
 """a rendering may take this much, and so many times its input besides:"""
 MEMORY_FACTOR = 16
@@ -40,7 +35,6 @@ OUTPUT, OUTPUT_FACTOR = MIB, 8
 """characters of output, or so many times the input's bytes if that is more"""
 CPU_SECONDS = 2
 MESSAGE_LIMIT = 500
-HEADER = struct.Struct(">I")
 
 
 class Raised(Exception):
@@ -134,7 +128,10 @@ class Renderer:
         self._template: jinja2.Template | None = None
         self._shared: dict[str, Any] = {}
 
-    def take(self, frame: bytes) -> str:
+    def answer(self, frame: bytes) -> dict[str, str]:
+        return answer(partial(self._take, frame))
+
+    def _take(self, frame: bytes) -> str:
         asked = json.loads(frame)
         if self._template is None:
             self._shared = asked["variables"]
@@ -167,43 +164,13 @@ def answer(work: Callable[[], str]) -> dict[str, str]:
         return {"kind": "raised", "error": text[:MESSAGE_LIMIT]}
 
 
-def serve(end: socket.socket) -> None:
-    """Answer frames until the other end closes."""
-    base = _limit_resources()
-    frames = end.makefile("rb")
-    renderer = Renderer()
-    while header := frames.read(HEADER.size):
-        (size,) = HEADER.unpack(header)
-        _allow(base + MEMORY + MEMORY_FACTOR * size)
-        reply = answer(partial(renderer.take, frames.read(size)))
-        body = json.dumps(reply).encode()
-        end.sendall(HEADER.pack(len(body)) + body)
-
-
-def _allow(memory: int) -> None:
-    """Limits for the next request: address space, and processor time from now."""
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    resource.setrlimit(resource.RLIMIT_AS, (memory, hard))
-    used = resource.getrusage(resource.RUSAGE_SELF)
-    most = math.ceil(used.ru_utime + used.ru_stime) + CPU_SECONDS
-    resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
-
-
-def _limit_resources() -> int:
-    """No files, no privileges, no life after the owner's. Returns the address space in use."""
-    for limit in (resource.RLIMIT_CORE, resource.RLIMIT_FSIZE):
-        resource.setrlimit(limit, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if sys.platform != "linux":
-        return 1 << 40
-    prctl = ctypes.CDLL(None).prctl
-    prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG
-    prctl(38, 1, 0, 0, 0)  # PR_SET_NO_NEW_PRIVS
-    with open("/proc/self/statm") as file:  # noqa: PTH123
-        return int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-
-
 if __name__ == "__main__":
     sys.setrecursionlimit(2000)
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    renderer = Renderer()
+    serve(
+        socket.socket(fileno=int(sys.argv[1])),
+        renderer.answer,
+        renderer.answer,
+        memory=lambda size: MEMORY + MEMORY_FACTOR * size,
+        seconds=CPU_SECONDS,
+    )

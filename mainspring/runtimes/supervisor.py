@@ -37,6 +37,7 @@ from mainspring.runtimes.protocol import (
     Rejected,
     Shutdown,
     Step,
+    Vocabulary,
     error_from,
 )
 from mainspring.types import EngineStats, Sampling
@@ -73,6 +74,7 @@ class Flight:
     __slots__ = (
         "crashes",
         "generated",
+        "grammar",
         "id",
         "prompt",
         "replays",
@@ -88,12 +90,14 @@ class Flight:
         sampling: Sampling,
         salt: bytes,
         take: Callable[[Output | MainspringError], None],
+        grammar: str = "",
     ) -> None:
         self.id = ""
         self.prompt = tuple(prompt)
         self.sampling = sampling
         self.salt = salt
         self.take = take
+        self.grammar = grammar
         self.generated: list[int] = []
         self.sent = False
         """a Worker has it, or had it when it crashed"""
@@ -123,6 +127,10 @@ class Supervisor:
         self.flights: dict[str, Flight] = {}
         self.spawned = asyncio.Event()
         """there has been a process, so that it loads while this one does other things"""
+        self.vocabulary: Vocabulary | None = None
+        """set before the first flight with a grammar"""
+        self._taught: Link | None = None
+        """who has it"""
         self._load = Load(str(path.resolve()), config, home)
         self._command = tuple(command)
         self._link: Link | None = None
@@ -218,8 +226,20 @@ class Supervisor:
     def _send(self, flight: Flight) -> None:
         if self._link and self._link.ready:
             generated = tuple(flight.generated)
-            message = Add(flight.id, flight.prompt, flight.sampling, flight.salt, generated)
-            self._link.send(message)
+            if flight.grammar and self._taught is not self._link:
+                assert self.vocabulary is not None
+                self._link.send(self.vocabulary)
+                self._taught = self._link
+            self._link.send(
+                Add(
+                    flight.id,
+                    flight.prompt,
+                    flight.sampling,
+                    flight.salt,
+                    generated,
+                    flight.grammar,
+                )
+            )
             flight.sent = True
 
     def _supervised(self, task: asyncio.Task[None]) -> None:

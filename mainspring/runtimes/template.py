@@ -7,19 +7,13 @@ A request never brings a template of its own. What the checkpoint's template may
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import socket
-import struct
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mainspring.buffered import READ, Buffered
 from mainspring.errors import BadRequest, ModelError
+from mainspring.runtimes.child import Child, ChildLate, ChildLost
 from mainspring.runtimes.prompt import Guarded
 
 __all__ = [
@@ -29,13 +23,9 @@ __all__ = [
 ]
 
 RENDER_SECONDS = 0.25
-STARVED_SECONDS = 2.0
-"""wall time allowed while the process itself has hardly been given the processor"""
 STARTING_SECONDS = 4.0
-REPLY_LIMIT = 256 << 20
 CONFIG_LIMIT = 16 << 20
 TEMPLATE_LIMIT = 1 << 20
-HEADER = struct.Struct(">I")
 RENDERER = Path(__file__).with_name("renderer.py")
 TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
@@ -79,13 +69,11 @@ class ChatTemplate:
     def __init__(self, files: TemplateFiles) -> None:
         self._files = files
         self._lock = asyncio.Lock()
-        self._process: asyncio.subprocess.Process | None = None
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self.restarts = 0
+        self._child = Child(RENDERER)
 
     @property
     def pid(self) -> int | None:
-        return self._process.pid if self._process else None
+        return self._child.pid
 
     async def start(self) -> None:
         """Start the process and compile the template. Raises ModelError if it is no template."""
@@ -93,7 +81,7 @@ class ChatTemplate:
             await self._ensure()
 
     async def stop(self) -> None:
-        await self._kill()
+        await self._child.kill()
 
     async def render(self, guarded: Guarded) -> str:
         """The prompt for the messages.
@@ -117,117 +105,26 @@ class ChatTemplate:
         return _text_of(reply)
 
     async def _ensure(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            return
-        if self._files.source is None:
+        if self._child.running or self._files.source is None:
             return
         asked = {"source": self._files.source, "variables": self._files.variables}
         try:
-            await self._spawn()
+            await self._child.spawn()
             _text_of(await self._ask(asked, STARTING_SECONDS))
         except BadRequest as error:
-            await self._kill()
+            await self._child.kill()
             raise ModelError(error.message) from error
         except BaseException:
-            await self._kill()
-            raise
-
-    async def _spawn(self) -> None:
-        ours, theirs = socket.socketpair()
-        try:
-            with theirs:
-                self._process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-P",
-                    "-s",
-                    str(RENDERER),
-                    str(theirs.fileno()),
-                    pass_fds=(theirs.fileno(),),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.DEVNULL,
-                    env={
-                        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
-                        "TZ": os.environ.get("TZ", ""),
-                    },
-                )
-            self._streams = await _streams(ours)
-        except BaseException:
-            ours.close()
+            await self._child.kill()
             raise
 
     async def _ask(self, asked: Any, seconds: float) -> Reply:
-        """One exchange. The process is killed when it is late, or when we are cancelled in it."""
-        assert self._streams is not None
-        reader, writer = self._streams
-        body = msgspec.json.encode(asked)
-        reply = asyncio.ensure_future(_read_reply(reader))
-        done = False
         try:
-            writer.write(HEADER.pack(len(body)) + body)
-            done = await self._in_time(reply, seconds)
-            if done:
-                return msgspec.json.decode(reply.result(), type=Reply)
-        except (asyncio.IncompleteReadError, OSError) as error:
-            done = False
+            return msgspec.json.decode(await self._child.ask(asked, seconds), type=Reply)
+        except ChildLost as error:
             raise ProcessLost from error
-        finally:
-            reply.cancel()
-            if not done:
-                await self._kill()
-        raise TooSlow
-
-    async def _in_time(self, reply: asyncio.Future[bytes], seconds: float) -> bool:
-        began, used = time.monotonic(), self._processor_seconds()
-        while not reply.done():
-            await asyncio.wait([reply], timeout=seconds)
-            wall, processor = time.monotonic() - began, self._processor_seconds() - used
-            # On a machine with more work than processors, the wall clock alone would blame the
-            # template for its neighbours.
-            if not reply.done() and (processor > seconds / 2 or wall > STARVED_SECONDS + seconds):
-                return False
-        return True
-
-    def _processor_seconds(self) -> float:
-        """Processor time of the process so far; where unknown, the wall clock."""
-        try:
-            stat = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-        except (OSError, AttributeError):
-            return time.monotonic()
-        return (int(stat[11]) + int(stat[12])) / os.sysconf("SC_CLK_TCK")
-
-    async def _kill(self) -> None:
-        process, streams = self._process, self._streams
-        self._process = self._streams = None
-        if streams:
-            streams[1].close()
-        if process is not None:
-            self.restarts += 1
-            with contextlib.suppress(ProcessLookupError):
-                process.kill()
-            await process.wait()
-
-
-class _Reading(asyncio.StreamReaderProtocol, Buffered):
-    """What fills a StreamReader."""
-
-    def __init__(self, reader: asyncio.StreamReader) -> None:
-        asyncio.StreamReaderProtocol.__init__(self, reader)
-        Buffered.__init__(self, bytearray(READ))
-
-
-async def _streams(ours: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    loop = asyncio.get_running_loop()
-    reader = asyncio.StreamReader()
-    protocol = _Reading(reader)
-    transport, _ = await loop.create_unix_connection(lambda: protocol, sock=ours)
-    return reader, asyncio.StreamWriter(transport, protocol, reader, loop)
-
-
-async def _read_reply(reader: asyncio.StreamReader) -> bytes:
-    (size,) = HEADER.unpack(await reader.readexactly(HEADER.size))
-    if size > REPLY_LIMIT:
-        raise OSError("the renderer's reply is too large")
-    return await reader.readexactly(size)
+        except ChildLate as error:
+            raise TooSlow from error
 
 
 def _text_of(reply: Reply) -> str:

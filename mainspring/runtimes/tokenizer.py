@@ -27,6 +27,7 @@ from mainspring.runtimes.detokenizer import (
     TokenBytes,
     WindowDetokenizer,
 )
+from mainspring.runtimes.protocol import Vocabulary
 
 __all__ = ["AddedToken", "Guard", "SpecialTokens", "Tokenizer"]
 
@@ -165,7 +166,7 @@ class Tokenizer:
         self._library.add_tokens([tokenizers.AddedToken(self._inner, normalized=False)])
         self._lock = threading.Lock()
         self.special = SpecialTokens(token for token in file.added_tokens if token.special)
-        skipped = self.special.ids()
+        skipped = self._skipped = self.special.ids()
         self._bytes = TokenBytes(file.decoder, self._library.id_to_token, skipped)
         self._added = {token.id: token.content for token in file.added_tokens}
         self._simple = self._bytes.usable and self._bytes_agree()
@@ -266,6 +267,20 @@ class Tokenizer:
         if self._simple:
             return self._bytes[id]
         return self._decode([id]).encode()
+
+    def vocabulary(self, size: int, eos: Sequence[int]) -> Vocabulary:
+        """How the `size` tokens of a model are spelled, of which `eos` end a text.
+
+        Takes 0.2 s for 150k tokens. Raises BadRequest where single tokens have no spelling.
+        """
+        if not self._simple:
+            raise BadRequest(
+                "this model's tokenizer does not tell how single tokens are spelled, so that its "
+                "output cannot be held to a grammar"
+            )
+        ids = {*range(min(size, self.size)), *self._added}
+        tokens = tuple(self.token_bytes(id) if id in ids else b"" for id in range(size))
+        return Vocabulary(tokens, tuple(self._skipped), tuple(id for id in eos if id < size))
 
     def _decode(self, ids: list[int], *, special: bool = False) -> str:
         with _blamed("cannot turn these tokens into text"):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from mainspring.buffered import READ
 from mainspring.errors import MainspringError
+from mainspring.runtimes.builder import Builder
 from mainspring.runtimes.protocol import (
     Add,
     Beat,
@@ -37,18 +38,24 @@ from mainspring.runtimes.protocol import (
     Shutdown,
     Step,
     ToWorker,
+    Vocabulary,
     frame,
 )
 from mainspring.types import EngineStats
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from mainspring.engine.engine import Engine
+    from mainspring.runtimes.matcher import GrammarMatcher
 
     Loader = Callable[[Load, Callable[[int, int], None]], tuple[Engine, Ready]]
 
 __all__ = ["Channel", "ServerGone", "Worker", "main"]
 
 BEAT_SECONDS = 0.5
+BUILD_SECONDS = 0.002
+"""between looks at the inbox while there is nothing to do but to build a matcher"""
 LOADING_SECONDS = 0.1
 EXIT_PROTOCOL, EXIT_FAILED = 3, 4
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
@@ -103,6 +110,7 @@ class Worker:
         self._load = load
         self._engine: Engine | None = None
         self._stats: EngineStats | None = None
+        self._builder = Builder()
         self._loads = 0
         self._told = 0.0
 
@@ -117,16 +125,20 @@ class Worker:
         gc.freeze()  # what is here stays, and looking through it for garbage takes 20 ms
         self._channel.send(ready)
         while self._handle(engine, messages):
+            for message, matcher in self._builder.built(0.0 if engine.has_work else BUILD_SECONDS):
+                self._add(engine, message, matcher)
             if engine.has_work:
                 self._step(engine)
-            messages = self._channel.receive(wait=not engine.has_work)
+            idle = not engine.has_work and not self._builder.busy
+            messages = self._channel.receive(wait=idle)
 
     def beat(self) -> Beat:
         """What the heartbeat says; its thread reads plain attributes only."""
         engine = self._engine
         if engine is None:
             return Beat(self._loads, True)
-        return Beat(engine.progress, engine.has_work, self._stats)
+        busy = engine.has_work or self._builder.busy
+        return Beat(engine.progress + self._builder.done, busy, self._stats)
 
     def _progress(self, done: int, total: int) -> None:
         self._loads += 1
@@ -140,9 +152,14 @@ class Worker:
         cancelled = False
         for message in messages:
             if isinstance(message, Add):
-                self._add(engine, message)
+                if message.grammar:
+                    self._builder.build(message)
+                else:
+                    self._add(engine, message, None)
             elif isinstance(message, Cancel):
-                cancelled |= engine.abort(message.id)
+                cancelled |= self._builder.cancel(message.id) or engine.abort(message.id)
+            elif isinstance(message, Vocabulary):
+                self._builder.learn(message)
             elif isinstance(message, Shutdown):
                 return False
             else:
@@ -152,7 +169,7 @@ class Worker:
             self._channel.send(self.beat())
         return True
 
-    def _add(self, engine: Engine, message: Add) -> None:
+    def _add(self, engine: Engine, message: Add, matcher: Future[GrammarMatcher] | None) -> None:
         try:
             engine.add(
                 message.id,
@@ -160,6 +177,7 @@ class Worker:
                 message.sampling,
                 salt=message.salt,
                 generated=message.generated,
+                matcher=None if matcher is None else matcher.result(),
             )
         except MainspringError as error:
             self._channel.send(Rejected(message.id, error.code, error.message, error.param))
@@ -169,7 +187,8 @@ class Worker:
         outputs: tuple[Any, ...] = tuple(engine.step())
         stats = self._stats = engine.stats()
         if outputs:
-            self._channel.send(Step(outputs, engine.progress, engine.has_work, stats))
+            progress = engine.progress + self._builder.done
+            self._channel.send(Step(outputs, progress, engine.has_work, stats))
 
 
 def load_engine(message: Load, progress: Callable[[int, int], None]) -> tuple[Engine, Ready]:
@@ -184,6 +203,7 @@ def load_engine(message: Load, progress: Callable[[int, int], None]) -> tuple[En
         format=shape.format,
         context=loaded.context,
         vocabulary=shape.vocabulary,
+        eos=shape.eos,
         weight_bytes=loaded.weight_bytes,
         kv_bytes=loaded.kv_bytes,
         prepared=loaded.prepared,
