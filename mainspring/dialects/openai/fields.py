@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
+from mainspring.dialects.openai.grammar import GuidedFields
 from mainspring.errors import BadRequest
 
 __all__ = [
@@ -43,7 +44,7 @@ class StreamOptions(Struct, frozen=True):
     include_usage: bool | None = None
 
 
-class SharedFields(Struct, frozen=True, kw_only=True):
+class SharedFields(GuidedFields, frozen=True, kw_only=True):
     """The fields of both paths."""
 
     model: Name
@@ -108,7 +109,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "tools": ([],),
     "functions": ([],),
     "function_call": ("none",),
-    "response_format": ({"type": "text"},),
     "modalities": (["text"],),
     "audio": (),
     "suffix": ("",),
@@ -118,11 +118,6 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
     "continue_final_message": (False,),
     "add_special_tokens": (True, False),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "logits_processors": ([],),
     "bad_words": ([],),
     "allowed_token_ids": (),

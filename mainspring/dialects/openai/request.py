@@ -15,6 +15,7 @@ from mainspring.dialects.openai.fields import (
     SharedFields,
     ignored_fields,
 )
+from mainspring.dialects.openai.grammar import grammar_of
 from mainspring.errors import BadRequest, Forbidden
 from mainspring.types import Message, Request, Sampling, Task
 
@@ -136,6 +137,7 @@ def _shared(fields: SharedFields, arrival: float, tenant: str) -> dict[str, Any]
         "seed": fields.seed,
         "chosen": frozenset(_given(fields)),
         "timeline": bool(fields.timeline),
+        "grammar": grammar_of(fields),
         "tenant": f"{tenant}\0{fields.cache_salt}" if fields.cache_salt else tenant,
     }
 
