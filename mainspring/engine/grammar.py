@@ -14,6 +14,11 @@ from mainspring.kernels import Array
 __all__ = ["Matcher", "after", "forbid"]
 
 
+ADDED = np.where(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1), 0, -np.inf)
+ADDED = np.ascontiguousarray(ADDED[:, ::-1], np.float32)
+"""[256, 8]: what a byte of a mask adds to eight logits. Branches would cost up to ten times it."""
+
+
 class Matcher(Protocol):
     """Follows one sequence's output through its grammar, token by token.
 
@@ -46,8 +51,7 @@ class Matcher(Protocol):
 
 def forbid(logits: Array, mask: Array) -> None:
     """Make the tokens [vocabulary] impossible whose bit of `mask` is 0, in place."""
-    bits = np.unpackbits((~mask).view(np.uint8), count=len(logits), bitorder="little")
-    np.copyto(logits, -np.inf, where=bits.view(np.bool_))
+    logits += np.take(ADDED, mask.view(np.uint8), axis=0).reshape(-1)[: len(logits)]
 
 
 @contextmanager
