@@ -19,26 +19,30 @@ struct CodedRows {
   const std::int32_t* totals;   // [row][kParts]: sums of 32 integers
 };
 
-// The sums of one part become floats; `mins` is null in q8.
+// The sums of one part become floats. `mins` is null in q8, whose codes are 128 too large: the sums
+// of x take that back.
 template <int rows>
 inline void add_part(const Int (&t)[rows][tile_vecs], const CodedRows& x, int part,
                      const float* scales, const float* mins, float* sums) {
   MAINSPRING_UNROLL
   for (int r = 0; r < rows; ++r) {
-    const Float x_scale = broadcast(x.scales[r]);
-    const Float x_total = x_scale * broadcast(float(x.totals[r * kParts + part]));
+    const std::int32_t total = x.totals[r * kParts + part];
+    const Float row = broadcast(x.scales[r]), row_total = row * broadcast(float(total));
     MAINSPRING_UNROLL
     for (int v = 0; v < tile_vecs; ++v) {
       float* sum = sums + r * kPanel + v * lanes;
-      Float to = fma(to_float(t[r][v]), load(scales + v * lanes) * x_scale, load(sum));
-      if (mins != nullptr) to = fma(load(mins + v * lanes), x_total, to);
-      store(sum, to);
+      const Float scale = load(scales + v * lanes) * row;
+      if (mins == nullptr) {
+        store(sum, fma(to_float(t[r][v] - 128 * total), scale, load(sum)));
+      } else {
+        const Float to = fma(to_float(t[r][v]), scale, load(sum));
+        store(sum, fma(load(mins + v * lanes), row_total, to));
+      }
     }
   }
 }
 
-// One group's contribution to the sums [rows][kPanel], from codes of a byte each: in q8 they are
-// 128 too large, which the sums of x take back.
+// One group's contribution to the sums [rows][kPanel], from codes of a byte each.
 template <int rows>
 void coded_tile(const CodedRows& x, const std::byte* w, int parts, const float* scales,
                 const float* mins, float* sums, Ahead& ahead) {
@@ -47,13 +51,7 @@ void coded_tile(const CodedRows& x, const std::byte* w, int parts, const float* 
     for (int part = 0; part < parts; ++part) {
       const std::byte* low = w + part * kPart + column * 4;
       const Columns columns{low, low + (vecs / 2) * lanes * 4, kStep};
-      Int t[rows][vecs];
-      MAINSPRING_UNROLL
-      for (int r = 0; r < rows; ++r) {
-        const std::int32_t offset = mins == nullptr ? -128 * x.totals[r * kParts + part] : 0;
-        MAINSPRING_UNROLL
-        for (int v = 0; v < vecs; ++v) t[r][v] = broadcast(offset);
-      }
+      Int t[rows][vecs] = {};
       ahead = multiply<Int8, rows, vecs>(x.values + part * kSubgroup, kGroup, columns,
                                          kSubgroup / 4, t, ahead);
       const int at = part * kPanel + column;
