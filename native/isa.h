@@ -10,6 +10,9 @@ void pack_codes(const Context&, const Codes&, Weight&);
 void linear(const Context&, const float* x, std::int64_t rows, const Weight&, float* y);
 void gated_linear(const Context&, const float* x, std::int64_t rows, const Weight&, Activation,
                   float* y);
+void add_low_rank(const Context&, const LowRankSum&);
+void gate(const Context&, const float* x, std::int64_t rows, std::int64_t width, Activation,
+          float* y);
 void embedding(const Context&, const std::int32_t* ids, std::int64_t rows, const Weight&, float* y);
 void rms_norm(const Context&, float* x, const float* add, const float* gain, float eps,
               std::int64_t rows, std::int64_t width, float* y);

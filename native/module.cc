@@ -10,7 +10,9 @@
 #include <tuple>
 
 #include "blocks.h"
+#include "checks.h"
 #include "cpu.h"
+#include "low_rank.h"
 #include "matrices.h"
 #include "views.h"
 
@@ -22,26 +24,6 @@ using Floats = nb::ndarray<nb::numpy, float>;
 using Integers = nb::ndarray<nb::numpy, std::int32_t>;
 
 constexpr std::size_t kArenaLimit = std::size_t{96} << 20;
-
-std::int64_t rows_of(const auto& array, const char* name) {
-  if (array.ndim() != 2) refuse(std::string(name) + " must have 2 dimensions");
-  return std::int64_t(array.shape(0));
-}
-
-std::int64_t length_of(const auto& array, const char* name) {
-  if (array.ndim() != 1) refuse(std::string(name) + " must have 1 dimension");
-  return std::int64_t(array.shape(0));
-}
-
-void check_range(const std::int32_t* values, std::int64_t count, std::int64_t end,
-                 const char* name) {
-  for (std::int64_t i = 0; i < count; ++i) {
-    if (values[i] < 0 || values[i] >= end) {
-      refuse(std::string(name) + "[" + std::to_string(i) + "] is " + std::to_string(values[i]) +
-             ", not in [0, " + std::to_string(end) + ")");
-    }
-  }
-}
 
 Activation activation_of(const std::string& name) {
   if (name == "silu") return Activation::silu;
@@ -106,6 +88,25 @@ class Kernels {
     const Activation which = activation_of(activation);
     Result<float> y(arena_, {rows, weight.n / 2});
     compute([&] { operations_.gated_linear(context(), from, rows, weight, which, y.data()); });
+    return y.array();
+  }
+
+  void add_low_rank(const InOut& y, const Input& x, const std::vector<PythonUse>& given) {
+    const std::int64_t rows = rows_of(x, "x"), k = std::int64_t(x.shape(1));
+    const float* from = view<float>(x, "x", {rows, k});
+    float* to = view<float>(y, "y", {rows, any});
+    const auto n = std::int64_t(y.shape(1));
+    const std::vector<LowRankUse> uses = checked_uses(given, rows, k, n);
+    const LowRankSum sum{from, k, to, n, uses.data(), std::int64_t(uses.size())};
+    compute([&] { operations_.add_low_rank(context(), sum); });
+  }
+
+  Floats gate(const Input& x, const std::string& activation) {
+    const std::int64_t rows = rows_of(x, "x"), width = std::int64_t(x.shape(1)) / 2;
+    const float* from = view<float>(x, "x", {rows, 2 * width});
+    const Activation which = activation_of(activation);
+    Result<float> y(arena_, {rows, width});
+    compute([&] { operations_.gate(context(), from, rows, width, which, y.data()); });
     return y.array();
   }
 
@@ -284,31 +285,6 @@ class Kernels {
     work();
   }
 
-  static void check_sequences(const Attention& a, std::int64_t rows) {
-    if (a.starts[0] != 0 || a.starts[a.sequences] != rows) {
-      refuse("starts must begin with 0 and end with the number of rows");
-    }
-    for (std::int64_t s = 0; s < a.sequences; ++s) {
-      const std::int64_t fresh = std::int64_t(a.starts[s + 1]) - a.starts[s];
-      const std::int64_t length = a.lengths[s];
-      if (fresh < 0 || fresh > length) {
-        refuse("starts must ascend, by no more than a sequence's length");
-      }
-      const std::int64_t used = (length + kBlock - 1) / kBlock;
-      if (used > a.table_width) refuse("tables are too narrow for lengths");
-      check_range(a.tables + s * a.table_width, used, a.cache.blocks, "tables");
-    }
-  }
-
-  static void check_sampling(const Sample& s) {
-    for (std::int64_t row = 0; row < s.rows; ++row) {
-      if (!(s.temperature[row] >= 0.0f) || s.top_k[row] < 0 || !(s.top_p[row] >= 0.0f) ||
-          !(s.min_p[row] >= 0.0f) || !(s.uniform[row] >= 0.0 && s.uniform[row] < 1.0)) {
-        refuse("temperature, top_k, top_p and min_p must not be negative; uniform is in [0, 1)");
-      }
-    }
-  }
-
   const Operations& operations_;
   Pool pool_;
   std::shared_ptr<Arena> arena_;
@@ -353,6 +329,9 @@ NB_MODULE(_native, m) {
       .def("read_block", read_block, "block"_a, "into"_a.noconvert())
       .def("write_block", write_block, "block"_a, "data"_a)
       .def("copy_block", copy_block, "source"_a, "block"_a, "tokens"_a);
+  nb::class_<LowRank>(m, "LowRank").def_prop_ro("nbytes", [](const LowRank& matrix) {
+    return matrix.down.bytes() + matrix.up.bytes();
+  });
   nb::class_<Kernels>(m, "Kernels")
       .def_prop_ro("name", &Kernels::name)
       .def_prop_ro("threads", &Kernels::threads)
@@ -364,6 +343,9 @@ NB_MODULE(_native, m) {
       .def("blank", &Kernels::blank, "n"_a, "k"_a, "bias"_a = nb::none(), nb::kw_only(), "format"_a)
       .def("linear", &Kernels::linear, "x"_a, "weight"_a)
       .def("gated_linear", &Kernels::gated_linear, "x"_a, "weight"_a, "activation"_a)
+      .def_static("low_rank", low_rank, "down"_a, "up"_a)
+      .def("add_low_rank", &Kernels::add_low_rank, "y"_a.noconvert(), "x"_a, "uses"_a)
+      .def("gate", &Kernels::gate, "x"_a, "activation"_a)
       .def("embedding", &Kernels::embedding, "ids"_a, "weight"_a)
       .def("rms_norm", &Kernels::rms_norm, "x"_a.noconvert(), "gain"_a, "eps"_a, nb::kw_only(),
            "add"_a = nb::none())

@@ -11,6 +11,8 @@ const Operations operations = {
     pack_codes,
     linear,
     gated_linear,
+    add_low_rank,
+    gate,
     embedding,
     rms_norm,
     head_norm,

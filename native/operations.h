@@ -157,6 +157,35 @@ struct LogProbabilities {
   float* best_value;      // [rows, top]
 };
 
+// A matrix [n, k] of low rank r: the product of two, both transposed, their rows padded with zeros.
+struct LowRank {
+  std::int64_t n, k, r;
+  Format format;  // float32 or bf16
+  Buffer down;    // [k][wide()]
+  Buffer up;      // [r][stride()]
+
+  std::int64_t wide() const { return (r + 15) / 16 * 16; }
+  std::int64_t stride() const { return (n + 63) / 64 * 64; }
+};
+
+// Rows whose product with `matrix` is added from column `first` on.
+struct LowRankUse {
+  const std::int32_t* rows;
+  std::int64_t count;
+  const LowRank* matrix;
+  std::int64_t first;
+};
+
+// See the contract of Kernels.add_low_rank. No two uses write the same numbers.
+struct LowRankSum {
+  const float* x;  // [rows, k]
+  std::int64_t k;
+  float* y;        // [rows, n]
+  std::int64_t n;
+  const LowRankUse* uses;
+  std::int64_t count;
+};
+
 struct Operations {
   const char* name;
   void (*pack)(const Context&, const void* matrix, Source, Weight&);
@@ -165,6 +194,10 @@ struct Operations {
   // y [rows, n / 2]
   void (*gated_linear)(const Context&, const float* x, std::int64_t rows, const Weight&,
                        Activation, float* y);
+  void (*add_low_rank)(const Context&, const LowRankSum&);
+  // x [rows, 2 width], y [rows, width]
+  void (*gate)(const Context&, const float* x, std::int64_t rows, std::int64_t width, Activation,
+               float* y);
   void (*embedding)(const Context&, const std::int32_t* ids, std::int64_t rows, const Weight&,
                     float* y);
   // `add` may be null; otherwise x += add first. In the next two, rows of x are `stride` apart.

@@ -12,6 +12,7 @@ number of threads, or how a prompt was cut into chunks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -28,6 +29,8 @@ __all__ = [
     "KvFormat",
     "LastingKernels",
     "LastingWeight",
+    "LowRank",
+    "LowRankUse",
     "Weight",
     "WeightFormat",
     "blocks_of",
@@ -58,6 +61,17 @@ class Weight(Protocol):
     def format(self) -> WeightFormat: ...
     @property
     def nbytes(self) -> int: ...
+
+
+class LowRank(Protocol):
+    """A matrix [n, k] that is the product of two narrow ones, packed for `Kernels.add_low_rank`."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
+LowRankUse = tuple[Array, LowRank, int]
+"""Rows, int32 [count]; the matrix; the column of the result at which its own begin."""
 
 
 class Cache(Protocol):
@@ -142,6 +156,28 @@ class Kernels(Protocol):
 
         clamped_silu: gate at most 7, up within -7..7, then gate * sigmoid(1.702 gate) * (up + 1).
         Returns [rows, w].
+        """
+        ...
+
+    def gate(self, x: Array, activation: Activation) -> Array:
+        """x [rows, 2 w] = gate | up -> activation(gate) * up [rows, w].
+
+        gate(linear(x, weight)) is gated_linear(x, weight), bit for bit.
+        """
+        ...
+
+    def low_rank(self, down: Array, up: Array) -> LowRank:
+        """The matrix (down @ up).T of `down` [k, r] and `up` [r, n].
+
+        Both are float32, or both bfloat16 as uint16 bits, and kept so.
+        """
+        ...
+
+    def add_low_rank(self, y: Array, x: Array, uses: Sequence[LowRankUse]) -> None:
+        """For each use, y[rows, first : first + n] += x[rows] @ down @ up, in place.
+
+        x is [height, k], y [height, width]; both products are float32. No two uses write the same
+        numbers of y. A row costs the same whoever else is there, and so does its result.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +16,8 @@ from mainspring.kernels import (
     CodedFormat,
     Format,
     KvFormat,
+    LowRank,
+    LowRankUse,
     Weight,
     WeightFormat,
     bf16_bits,
@@ -64,6 +67,16 @@ class ReferenceWeight:
     def _spread(self, of_groups: Array) -> Array:
         size = SUBGROUP if self.format in ("q8", "q4") else GROUP
         return np.asarray(np.repeat(of_groups, size, axis=1)[:, : self.k])
+
+
+@dataclass(frozen=True)
+class ReferenceLowRank:
+    down: Array  # [k, r]
+    up: Array  # [r, n]
+
+    @property
+    def nbytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes
 
 
 @dataclass(frozen=True)
@@ -240,7 +253,10 @@ class ReferenceKernels:
         return y
 
     def gated_linear(self, x: Array, weight: Weight, activation: Activation) -> Array:
-        gate, up = np.split(self.linear(x, weight), 2, axis=1)
+        return self.gate(self.linear(x, weight), activation)
+
+    def gate(self, x: Array, activation: Activation) -> Array:
+        gate, up = np.split(x, 2, axis=1)
         inner = gate
         if activation == "clamped_silu":
             gate, up = np.minimum(gate, 7), np.clip(up, -7, 7) + 1
@@ -249,6 +265,15 @@ class ReferenceKernels:
             inner = np.float32(np.sqrt(8 / np.pi)) * (gate + np.float32(0.044715) * gate**3)
         with np.errstate(over="ignore"):
             return np.asarray(gate / (1 + np.exp(-inner)) * up, np.float32)
+
+    def low_rank(self, down: Array, up: Array) -> LowRank:
+        return ReferenceLowRank(_float(down), _float(up))
+
+    def add_low_rank(self, y: Array, x: Array, uses: Sequence[LowRankUse]) -> None:
+        for rows, matrix, first in uses:
+            m = cast(ReferenceLowRank, matrix)
+            for row in rows:  # each by itself, as in `linear`
+                y[row, first : first + m.up.shape[1]] += (x[row] @ m.down) @ m.up
 
     def embedding(self, ids: Array, weight: Weight) -> Array:
         return np.ascontiguousarray(cast(ReferenceWeight, weight).matrix()[ids])
