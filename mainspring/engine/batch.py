@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mainspring.engine.adapter import AdaptedRows, Adapter
 from mainspring.kernels import Array, blocks_of
 
 __all__ = ["Batch", "Piece"]
@@ -35,10 +36,17 @@ class Batch:
     """[S, B] block ids in order of position; entries past ceil(length / BLOCK) are unspecified"""
     logit_rows: Array
     """[R] rows whose logits are wanted, ascending"""
+    adapted: AdaptedRows = ()
+    """the rows of each Adapter"""
 
     @classmethod
-    def of(cls, pieces: Items[Piece], logit_rows: list[int]) -> Batch:
-        """Lay the pieces' tokens out flat."""
+    def of(
+        cls,
+        pieces: Items[Piece],
+        logit_rows: list[int],
+        adapters: Items[Adapter | None] = (),
+    ) -> Batch:
+        """Lay the pieces' tokens out flat; `adapters` are the pieces', or none."""
         tokens: list[int] = []
         positions: list[int] = []
         starts = [0]
@@ -60,4 +68,14 @@ class Batch:
             np.array(lengths, np.int32),
             tables,
             np.array(logit_rows, np.int32),
+            _adapted(adapters, starts) if any(adapters) else (),
         )
+
+
+def _adapted(adapters: Items[Adapter | None], starts: list[int]) -> AdaptedRows:
+    """Each Adapter's rows together, so that its matrices are read for all of them at once."""
+    rows: dict[Adapter, list[int]] = {}
+    for adapter, first, end in zip(adapters, starts, starts[1:], strict=False):
+        if adapter is not None:
+            rows.setdefault(adapter, []).extend(range(first, end))
+    return tuple((np.array(places, np.int32), adapter) for adapter, places in rows.items())

@@ -29,7 +29,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
 }
 WIDTHS = {"F64": 8, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2}
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz", ".h5")
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,9 @@ class Checkpoint:
     reason; messages hold no path of this machine.
     """
 
+    CONFIG = "config.json"
+    WEIGHTS = "model.safetensors"
+
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tensors: dict[str, Tensor] = {}
@@ -78,7 +80,7 @@ class Checkpoint:
         with _reading("the checkpoint"):
             if not path.is_dir():
                 raise ModelError(f"{path.name} is not a directory with a checkpoint")
-            self.config = self._json("config.json", required=True)
+            self.config = self._json(self.CONFIG, required=True)
             self.generation = self._json("generation_config.json", required=False)
             for file, names in self._shards():
                 self._read_header(file, names)
@@ -156,28 +158,32 @@ class Checkpoint:
             raise ModelError(f"{name} is larger than {JSON_LIMIT >> 20} MiB")
         return _parse(data, name)
 
+    @property
+    def _index(self) -> str:
+        return f"{self.WEIGHTS}.index.json"
+
     def _shards(self) -> Iterator[tuple[str, set[str] | None]]:
         """Files with the tensors the index expects in them; None: whatever is in the file."""
-        if (self.path / INDEX).exists():
+        if (self.path / self._index).exists():
             yield from self._indexed()
-        elif (self.path / "model.safetensors").exists():
-            yield "model.safetensors", None
+        elif (self.path / self.WEIGHTS).exists():
+            yield self.WEIGHTS, None
         else:
             raise self._no_weights()
 
     def _indexed(self) -> Iterator[tuple[str, set[str] | None]]:
-        weight_map = self._json(INDEX, required=True).get("weight_map")
+        weight_map = self._json(self._index, required=True).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{INDEX}: weight_map must be an object of tensor and file names")
+            raise ModelError(f"{self._index}: weight_map must be an object of tensor and file names")
         files: dict[str, set[str]] = {}
         for tensor, file in weight_map.items():
             if not isinstance(file, str) or file != Path(file).name or "\\" in file or "\0" in file:
-                raise ModelError(f"{INDEX}: {_short(file)} is not a plain file name")
+                raise ModelError(f"{self._index}: {_short(file)} is not a plain file name")
             if file in {"", ".", ".."} or not file.endswith(".safetensors"):
-                raise ModelError(f"{INDEX}: {_short(file)} is not a .safetensors file")
+                raise ModelError(f"{self._index}: {_short(file)} is not a .safetensors file")
             files.setdefault(file, set()).add(tensor)
         if len(files) > SHARD_LIMIT:
-            raise ModelError(f"{INDEX} names {len(files)} files; the limit is {SHARD_LIMIT}")
+            raise ModelError(f"{self._index} names {len(files)} files; the limit is {SHARD_LIMIT}")
         missing = sorted(file for file in files if not (self.path / file).exists())
         if missing:
             raise ModelError(
@@ -196,7 +202,7 @@ class Checkpoint:
                 'AutoModelForCausalLM.from_pretrained("DIR").save_pretrained("NEW", '
                 "safe_serialization=True) on a machine you can lose"
             )
-        return ModelError(f"no model.safetensors and no {INDEX} in the checkpoint")
+        return ModelError(f"no {self.WEIGHTS} and no {self._index} in the checkpoint")
 
     def _read_header(self, file: str, expected: set[str] | None) -> None:
         with self._open(file) as stream:
@@ -209,7 +215,7 @@ class Checkpoint:
             header = _parse(_exactly(stream, length, file), file)
         found = _entries(header, file, 8 + length, size)
         if expected is not None and (missing := sorted(expected - found.keys())):
-            raise ModelError(f"{file} lacks {_list(missing)}, which {INDEX} places there")
+            raise ModelError(f"{file} lacks {_list(missing)}, which {self._index} places there")
         if twice := sorted(found.keys() & self.tensors.keys()):
             raise ModelError(f"{_list(twice)}: in {file} and in {self.tensors[twice[0]].file}")
         self.tensors.update(found)

@@ -6,6 +6,7 @@ from collections.abc import Sequence as Items
 
 import numpy as np
 
+from mainspring.engine.adapter import Adapter
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.batch import Batch
 from mainspring.kernels import Array, Kernels, KvFormat, blocks_of
@@ -23,6 +24,7 @@ def generate(
     sampling: Sampling,
     *,
     dtype: KvFormat = "bf16",
+    adapter: Adapter | None = None,
 ) -> list[int]:
     """The output tokens for one prompt, the one that ends it included.
 
@@ -38,7 +40,7 @@ def generate(
         most = min(most, sampling.max_tokens)
     output: list[int] = []
     while len(output) < most:
-        logits = _logits(model, kernels, [*tokens, *output], dtype)
+        logits = _logits(model, kernels, [*tokens, *output], dtype, adapter)
         _penalize(logits, list(tokens), output, sampling)
         if len(output) < sampling.min_tokens:
             for stop in stops:
@@ -49,7 +51,13 @@ def generate(
     return output
 
 
-def _logits(model: Architecture, kernels: Kernels, tokens: list[int], dtype: KvFormat) -> Array:
+def _logits(
+    model: Architecture,
+    kernels: Kernels,
+    tokens: list[int],
+    dtype: KvFormat,
+    adapter: Adapter | None,
+) -> Array:
     """Of the last token, [vocabulary]."""
     shape, count = model.shape, len(tokens)
     blocks = blocks_of(count)
@@ -61,6 +69,7 @@ def _logits(model: Architecture, kernels: Kernels, tokens: list[int], dtype: KvF
         lengths=np.array([count], np.int32),
         tables=np.arange(blocks, dtype=np.int32)[None, :],
         logit_rows=np.array([count - 1], np.int32),
+        adapted=() if adapter is None else ((np.arange(count, dtype=np.int32), adapter),),
     )
     row: Array = model.forward(batch, cache)[0]
     return row

@@ -51,7 +51,7 @@ class Runner:
                 rows += range(start, end)
             elif count == sequence.pending:
                 rows += range(end - 1 - len(guesses), end)
-        return Batch.of(pieces, rows)
+        return Batch.of(pieces, rows, [sequence.adapter for sequence, _ in work])
 
     @staticmethod
     def size(batch: Batch) -> StepSize:

@@ -8,6 +8,7 @@ from collections.abc import Sequence as Items
 import numpy as np
 from msgspec import Struct
 
+from mainspring.engine.adapter import Adapter
 from mainspring.engine.blocks import Content, block_digest, root_digest
 from mainspring.engine.draft import Draft, Trust
 from mainspring.engine.grammar import Matcher
@@ -74,6 +75,7 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter",
         "admitted",
         "blocks",
         "cached",
@@ -114,6 +116,7 @@ class Sequence:
         hashed: bool,
         speculates: bool = False,
         matcher: Matcher | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         self.id = id
         self.sampling = sampling
@@ -135,7 +138,9 @@ class Sequence:
         self.computed = 0
         self.blocks: list[int] = []
         self.table = np.zeros(blocks_of(self.limit), np.int32)
-        self.root = root_digest(salt)
+        self.adapter = adapter
+        # An Adapter makes other keys and values of the same tokens.
+        self.root = root_digest(salt if adapter is None else root_digest(salt) + adapter.digest)
         self.hashed = hashed
         self.digests: list[bytes] = []
         self.hash_blocks()

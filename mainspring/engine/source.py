@@ -7,9 +7,11 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 
+from mainspring.engine.adapter import Slot
 from mainspring.engine.checkpoint import Checkpoint
 from mainspring.engine.codes import Codes, HoldsCodes
 from mainspring.engine.fields import Fields
+from mainspring.engine.layers.linear import Linear
 from mainspring.engine.mxfp4 import Mxfp4Checkpoint
 from mainspring.engine.quantize import Role, format_of
 from mainspring.engine.quantized.checkpoint import QuantizedCheckpoint
@@ -112,6 +114,10 @@ class CheckpointTensors:
             self._report(self.checkpoint.tensors[self.files[name]].nbytes)
         return Codes.stacked(parts)
 
+    def float32(self, name: str, shape: tuple[int, ...]) -> Array:
+        """One tensor, whatever its type."""
+        return _float32(self.read((name,), (shape,)))
+
     def _report(self, nbytes: int) -> None:
         self.done += nbytes
         if self.progress is not None:
@@ -174,6 +180,8 @@ class Source:
         self.parameters = 0
         self.weight_bytes = 0
         self.left_out: tuple[str, ...] = ()
+        self.slots: dict[str, Slot] = {}
+        """of each matrix that an Adapter can change"""
 
     def __contains__(self, name: str) -> bool:
         """Whether the checkpoint has this tensor (full name)."""
@@ -189,6 +197,16 @@ class Source:
         """The embedding's or the output head's matrix [vocabulary, hidden]."""
         sizes = self.sizes
         return self.weight([name], (sizes.vocabulary,), sizes.hidden, role="embedding")
+
+    def linear(
+        self, names: Sequence[str], rows: Sequence[int], k: int, *, bias: bool = False
+    ) -> Linear:
+        """The same Weight as `weight` gives, as a product that an Adapter can change."""
+        index, first = len(self.slots), 0
+        for name, n in zip(names, rows, strict=True):
+            self.slots[name] = Slot(index, first, n, k)
+            first += n
+        return Linear(self.kernels, self.weight(names, rows, k, bias=bias), index)
 
     def weight(
         self,

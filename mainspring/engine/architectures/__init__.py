@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mainspring.engine.adapter import Slot
 from mainspring.engine.batch import Batch
 from mainspring.errors import UnknownArchitecture
 from mainspring.kernels import Array, Cache, WeightFormat
@@ -60,6 +61,11 @@ class Architecture(Protocol):
 
     @property
     def shape(self) -> ModelShape: ...
+
+    @property
+    def slots(self) -> Mapping[str, Slot]:
+        """The matrices that an Adapter can change, by their names without `.weight`."""
+        ...
 
     @property
     def progress(self) -> int:

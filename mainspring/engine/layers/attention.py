@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from mainspring.engine.batch import Batch
 from mainspring.engine.fields import Fields
+from mainspring.engine.layers.linear import Linear
 from mainspring.engine.layers.rope import Rope
 from mainspring.engine.source import Source
-from mainspring.kernels import Array, Cache, Kernels, Weight
+from mainspring.kernels import Array, Cache, Kernels
 
 __all__ = ["Attention", "layer_windows"]
 
@@ -36,8 +37,8 @@ class Attention:
 
     kernels: Kernels
     layer: int
-    qkv: Weight
-    output: Weight
+    qkv: Linear
+    output: Linear
     rope: Rope | None
     """None: without positions (NoPE, arXiv 2305.19466)"""
     heads: int
@@ -79,8 +80,8 @@ class Attention:
         return cls(
             kernels=source.kernels,
             layer=layer,
-            qkv=source.weight(names, rows, sizes.hidden, bias=qkv_bias),
-            output=source.weight([prefix + "o_proj"], (sizes.hidden,), q, bias=output_bias),
+            qkv=source.linear(names, rows, sizes.hidden, bias=qkv_bias),
+            output=source.linear([prefix + "o_proj"], (sizes.hidden,), q, bias=output_bias),
             rope=rope,
             heads=sizes.heads,
             kv_heads=sizes.kv_heads,
@@ -97,7 +98,7 @@ class Attention:
     def __call__(self, x: Array, batch: Batch, cache: Cache) -> Array:
         """x [rows, hidden] -> [rows, hidden]; the rows' keys and values are stored in `cache`."""
         k, heads = self.kernels, self.heads
-        qkv = k.linear(x, self.qkv)
+        qkv = self.qkv(x, batch.adapted)
         if self.q_norm is not None and self.k_norm is not None:
             q, keys = heads * self.head, self.kv_heads * self.head
             wide = len(self.k_norm)
@@ -119,4 +120,4 @@ class Attention:
             softcap=self.softcap,
             sinks=self.sinks,
         )
-        return k.linear(mixed, self.output)
+        return self.output(mixed, batch.adapted)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from mainspring.engine.adapter import AdaptedRows
 from mainspring.engine.batch import Batch
 from mainspring.engine.source import Source
 from mainspring.kernels import Array, Cache, Kernels
@@ -26,7 +27,7 @@ class Attends(Protocol):
 class Mixer(Protocol):
     """What follows attention: a feed-forward layer or a mixture of experts."""
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, adapted: AdaptedRows) -> Array:
         """[rows, hidden] -> [rows, hidden]"""
         ...
 
@@ -74,7 +75,7 @@ class PreNormBlock:
         y = k.rms_norm(x, self.attention_norm, self.eps, add=add)
         y = self._scaled(self.attention(y, batch, cache))
         y = k.rms_norm(x, self.mixer_norm, self.eps, add=y)
-        return self._scaled(self.mixer(y))
+        return self._scaled(self.mixer(y, batch.adapted))
 
     def _scaled(self, y: Array) -> Array:
         if self.scale != 1:
@@ -111,7 +112,7 @@ class PostNormBlock:
             x += add
         y = self.attention(x, batch, cache)
         x += k.rms_norm(y, self.attended_norm, self.eps)
-        return k.rms_norm(self.mixer(x), self.mixed_norm, self.eps)
+        return k.rms_norm(self.mixer(x, batch.adapted), self.mixed_norm, self.eps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,5 +149,5 @@ class SandwichBlock:
         y = self.attention(y, batch, cache)
         y = k.rms_norm(y, self.attended_norm, self.eps)
         y = k.rms_norm(x, self.mixer_norm, self.eps, add=y)
-        y = self.mixer(y)
+        y = self.mixer(y, batch.adapted)
         return k.rms_norm(y, self.mixed_norm, self.eps)

@@ -47,6 +47,7 @@ class Decoder:
         self.embedding = source.embedding("model.embed_tokens")
         self.head = self.embedding if sizes.tied else source.embedding("lm_head")
         self.blocks = tuple(block(layer) for layer in range(sizes.layers))
+        self.slots = source.slots
         self.shape = ModelShape(
             family=sizes.family,
             layers=sizes.layers,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mainspring.engine.adapter import AdaptedRows
+from mainspring.engine.layers.linear import Linear
 from mainspring.engine.source import Source
-from mainspring.kernels import Activation, Array, Kernels, Weight
+from mainspring.kernels import Activation, Array
 
 __all__ = ["FeedForward"]
 
@@ -15,9 +17,8 @@ __all__ = ["FeedForward"]
 class FeedForward:
     """down(activation(gate(x)) * up(x)), with gate and up as one product."""
 
-    kernels: Kernels
-    gate_up: Weight
-    down: Weight
+    gate_up: Linear
+    down: Linear
     activation: Activation
 
     @classmethod
@@ -35,13 +36,11 @@ class FeedForward:
         inner = inner or sizes.inner
         rows = (inner, inner) if len(names) == 2 else (2 * inner,)
         return cls(
-            source.kernels,
-            source.weight([f"{prefix}.{name}" for name in names], rows, sizes.hidden, bias=bias),
-            source.weight([f"{prefix}.down_proj"], (sizes.hidden,), inner, bias=bias),
+            source.linear([f"{prefix}.{name}" for name in names], rows, sizes.hidden, bias=bias),
+            source.linear([f"{prefix}.down_proj"], (sizes.hidden,), inner, bias=bias),
             sizes.activation,
         )
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, adapted: AdaptedRows = ()) -> Array:
         """[rows, hidden] -> [rows, hidden]"""
-        k = self.kernels
-        return k.linear(k.gated_linear(x, self.gate_up, self.activation), self.down)
+        return self.down(self.gate_up.gated(x, self.activation, adapted), adapted)

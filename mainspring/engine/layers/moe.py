@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mainspring.engine.adapter import AdaptedRows
 from mainspring.engine.layers.feedforward import FeedForward
+from mainspring.engine.layers.linear import Linear
 from mainspring.engine.layers.router import Router
 from mainspring.engine.source import Source
 from mainspring.kernels import Array
@@ -51,13 +53,17 @@ class Experts:
                 first.append(source.weight([path + gate, path + up], (inner, inner), hidden))
                 last.append(source.weight([path + down], (hidden,), inner))
         experts = tuple(
-            FeedForward(source.kernels, gate_up, down, source.sizes.activation)
+            FeedForward(
+                Linear(source.kernels, gate_up),
+                Linear(source.kernels, down),
+                source.sizes.activation,
+            )
             for gate_up, down in zip(first, last, strict=True)
         )
         return cls(router, experts, shared)
 
-    def __call__(self, x: Array) -> Array:
-        """[rows, hidden] -> [rows, hidden]
+    def __call__(self, x: Array, adapted: AdaptedRows = ()) -> Array:
+        """[rows, hidden] -> [rows, hidden]; no Adapter changes an expert.
 
         A row's experts are added in order of their number, so its sum does not depend on what
         other rows chose.

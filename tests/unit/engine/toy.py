@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mainspring.engine.adapter import Slot
 from mainspring.engine.architectures import ModelShape
 from mainspring.engine.batch import Batch
 from mainspring.engine.engine import Engine, EngineConfig
@@ -38,6 +39,7 @@ class Toy:
         self._qkv = [weight((HEADS + 2 * KV) * HEAD, HIDDEN) for _ in range(LAYERS)]
         self._out = [weight(HIDDEN, HEADS * HEAD, 2.0) for _ in range(LAYERS)]
         self._head = weight(VOCABULARY, HIDDEN, 3.0)
+        self.slots: dict[str, Slot] = {}
         self.forwards = 0
         self.progress = 0
         self.clock: Clock | None = None
