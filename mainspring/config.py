@@ -117,6 +117,12 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
             "name of `mainspring list` or a directory."
         ),
     ] = ""
+    max_adapters: Annotated[
+        int, _setting("LoRA adapters loaded at a time at most; 0: none.", ge=0, le=4096)
+    ] = 64
+    adapter_memory: Annotated[
+        int, _setting("Bytes for LoRA adapters; one that needs more is refused.", ge=0)
+    ] = 512 << 20
     threads: Annotated[
         int, _setting("Compute threads of a model; 0: one for each core.", ge=0, le=512)
     ] = 0

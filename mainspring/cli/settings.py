@@ -16,7 +16,7 @@ __all__ = ["client_options", "config_from", "setting_options"]
 
 NEVER_FLAGS = {"api_keys", "models"}
 """A key would show in the process list; models are the arguments of `serve`."""
-SIZES = {"kv_memory", "body_limit"}
+SIZES = {"kv_memory", "body_limit", "adapter_memory"}
 UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40}
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence as Items
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from mainspring.engine.adapter import Adapter
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.blocks import BlockPool
 from mainspring.engine.cost import CostModel
@@ -121,13 +122,15 @@ class Engine:
         salt: bytes = b"",
         generated: Items[int] = (),
         matcher: Matcher | None = None,
+        adapter: Adapter | None = None,
     ) -> None:
         """Queue a prompt. Its Outputs come from later steps, under `id`.
 
         `salt` separates prefix caches: only sequences of equal salt share blocks. `generated` are
         output tokens that an earlier Engine has already given: they are not given again, and the
-        output goes on as if it had never stopped. Output ends at the context's end at the latest.
+        output goes on as if it had never stopped; it ends at the context's end at the latest.
         `matcher` is at the beginning of the grammar that the output is held to, and ends with.
+        `adapter` changes the model for this sequence.
 
         Raises ContextLength when the prompt leaves no room for output, Overloaded when too many
         sequences wait, BadRequest when a token id is not in the vocabulary, the prompt is empty or
@@ -145,9 +148,9 @@ class Engine:
             hashed=self._config.prefix_cache,
             speculates=self._config.speculation,
             matcher=matcher,
+            adapter=adapter,
         )
-        now = self._clock()
-        sequence.events.append(Event("queued", now))
+        sequence.events.append(Event("queued", now := self._clock()))
         finish, reason = sequence.finish() if generated else (None, None)
         if finish is not None:
             sequence.events.append(Event("finished", now))

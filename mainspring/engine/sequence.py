@@ -70,8 +70,8 @@ class Sequence:
     `generated` were drawn before the sequence came to this Engine: they are part of `tokens` and
     count as output, so that drawing goes on exactly where it stopped. `context` bounds prompt and
     output together. `hashed` says whether blocks can be shared through the prefix cache,
-    `speculates` whether guesses are made. `matcher` holds the output to a grammar; it is at the
-    grammar's beginning.
+    `speculates` whether guesses are made, `adapter` what changes the model for this sequence.
+    `matcher` holds the output to a grammar; it is at the grammar's beginning.
     """
 
     __slots__ = (

@@ -16,6 +16,7 @@ from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.prepared import Unusable, prepared_path
 from mainspring.engine.weights import inspect_checkpoint, load_model, load_prepared
 from mainspring.kernels import BLOCK, Format, Kernels, load_kernels
+from mainspring.runtimes.adapters import Adapters
 from mainspring.runtimes.disk import disk_place
 from mainspring.runtimes.drafting import find_draft
 from mainspring.runtimes.memory import free_memory, kv_format, not_given, plan_memory
@@ -29,6 +30,7 @@ class Loaded(NamedTuple):
     """A model ready to generate."""
 
     engine: Engine
+    adapters: Adapters
     shape: ModelShape
     context: int
     """tokens, prompt and output: the shape's, or what the KV cache holds if that is less"""
@@ -88,7 +90,10 @@ def load(
     context = min(model.shape.context, plan.blocks * BLOCK)
     weight_bytes = model.shape.weight_bytes + (draft.shape.weight_bytes if draft else 0)
     warning = "; ".join(filter(None, (warning, unused)))
-    return Loaded(engine, model.shape, context, weight_bytes, plan.kv_bytes, prepared, warning)
+    adapters = Adapters(model, kernels, config, plan.kv_bytes)
+    return Loaded(
+        engine, adapters, model.shape, context, weight_bytes, plan.kv_bytes, prepared, warning
+    )
 
 
 def format_of(config: ModelConfig) -> Format:

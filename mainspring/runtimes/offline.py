@@ -22,6 +22,7 @@ import msgspec
 from msgspec import Struct
 
 from mainspring.config import ModelConfig, load_config, wrong_setting
+from mainspring.engine.adapter import Adapter
 from mainspring.errors import BadRequest
 from mainspring.registry import resolve
 from mainspring.registry.generation import sampling_defaults
@@ -62,11 +63,18 @@ class LLM:
     """A model and its Engine. For one thread; `close` (or `with`) frees its helper process.
 
     `model` is a name of `mainspring list` or the directory of a checkpoint; the settings are those
-    of `mainspring.config.ModelConfig`. Raises ModelNotFound, ModelError, InsufficientMemory, or
+    of `mainspring.config.ModelConfig`. `adapters` are directories of LoRA adapters by name, for the
+    calls that name one. Raises ModelNotFound, ModelError, InsufficientMemory, or
     BadRequest for a setting out of range.
     """
 
-    def __init__(self, model: str | Path, **settings: Any) -> None:
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        adapters: Mapping[str, str | Path] | None = None,
+        **settings: Any,
+    ) -> None:
         try:
             config = msgspec.convert(settings, ModelConfig)
         except msgspec.ValidationError as error:
@@ -78,6 +86,10 @@ class LLM:
         if loaded.warning:
             log.warning("model %s: %s", name, loaded.warning)
         self._engine = loaded.engine
+        self._adapters = {
+            name: loaded.adapters.load(name, Path(place).expanduser())
+            for name, place in (adapters or {}).items()
+        }
         self._at_once = config.max_running  # more wait here: the Engine's queue bounds nobody
         self._prompts = Prompts(name, Tokenizer(path), loaded.context, loaded.shape.vocabulary)
         self._template = ChatTemplate(read_template(path))
@@ -97,6 +109,7 @@ class LLM:
         *,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
     ) -> list[Result]:
         """Complete the prompts, texts or token ids, together; the results are in their order.
 
@@ -112,7 +125,7 @@ class LLM:
             for index, prompt in enumerate(texts)
         ]
         chunks: list[list[Chunk]] = [[] for _ in choices]
-        for chunk in self._run(choices):
+        for chunk in self._run(choices, self._adapter(adapter)):
             chunks[chunk.index].append(chunk)
         return [_result(*pair) for pair in zip(choices, chunks, strict=True)]
 
@@ -124,11 +137,12 @@ class LLM:
         stop: Sequence[str] = (),
         variables: Mapping[str, Any] | None = None,
         grammar: Grammar | None = None,
+        adapter: str | None = None,
     ) -> Result:
         """Answer a conversation; `variables` are for the chat template."""
         held = self._compiled(grammar)
         choice = self._chat_choice(messages, sampling, stop, variables, held)
-        return _result(choice, list(self._run([choice])))
+        return _result(choice, list(self._run([choice], self._adapter(adapter))))
 
     def stream(
         self,
@@ -137,6 +151,7 @@ class LLM:
         *,
         stop: Sequence[str] = (),
         grammar: Grammar | None = None,
+        adapter: str | None = None,
     ) -> Iterator[str]:
         """The text of one answer as it comes, for a text, token ids or messages.
 
@@ -150,7 +165,7 @@ class LLM:
             ids = prompt if isinstance(prompt, str) else [i for i in prompt if isinstance(i, int)]
             made = self._prompts.complete(ids, echo=False)
             choice = self._choice(0, made, sampling or self.defaults, stop, held, continues=True)
-        return (chunk.text for chunk in self._run([choice]) if chunk.text)
+        return (chunk.text for chunk in self._run([choice], self._adapter(adapter)) if chunk.text)
 
     def stats(self) -> EngineStats:
         """The Engine's numbers."""
@@ -247,7 +262,15 @@ class LLM:
             grammar=grammar,
         )
 
-    def _run(self, choices: Sequence[Choice]) -> Iterator[Chunk]:
+    def _adapter(self, name: str | None) -> Adapter | None:
+        if name is None:
+            return None
+        if name not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise BadRequest(f"no adapter {name[:100]!r}; known: {known}", param="adapter")
+        return self._adapters[name]
+
+    def _run(self, choices: Sequence[Choice], adapter: Adapter | None) -> Iterator[Chunk]:
         """Compute the choices together. Ends what is left when the iterator is closed."""
         waiting = list(reversed(choices))
         running: dict[str, Choice] = {}
@@ -257,7 +280,9 @@ class LLM:
                     choice = waiting.pop()
                     id = str(next(self._numbers))
                     matcher = self._matcher(choice.grammar)
-                    self._engine.add(id, choice.prompt, choice.sampling, matcher=matcher)
+                    self._engine.add(
+                        id, choice.prompt, choice.sampling, matcher=matcher, adapter=adapter
+                    )
                     running[id] = choice
                 for output in self._engine.step():
                     choice = running[output.id]
