@@ -24,6 +24,7 @@ from mainspring.gateway.identity import Keys, check_exposure
 from mainspring.gateway.models import LocalRuntime, Models, Source
 from mainspring.gateway.pipeline import Pipeline
 from mainspring.registry import EMBEDDED, resolve
+from mainspring.registry.adapter import named_adapter
 from mainspring.telemetry.log import configure, pairs
 from mainspring.telemetry.metrics import Metrics
 from mainspring.types import EngineStats
@@ -48,7 +49,9 @@ class App:
         self.metrics = Metrics(self._stats)
         self.pipeline = Pipeline(self.models, self.metrics.add)
         self._sources = [self._source(n, config.defaults) for n in config.models or (EMBEDDED,)]
-        _check_names([source.name for source in self._sources])
+        self._adapters = [named_adapter(text) for text in config.adapters]
+        names = [source.name for source in self._sources]
+        _check_names([*names, *(name for name, _ in self._adapters)])
         self._unready: str | None = "starting"
         self._stop = asyncio.Event()
         self._kill = asyncio.Event()
@@ -76,7 +79,11 @@ class App:
         )
         health = Health(self.models, self.metrics, lambda: self._unready)
         admin = Admin(
-            self.models, self._source, config.defaults, drain_seconds=config.drain_seconds
+            self.models,
+            self._source,
+            config.defaults,
+            drain_seconds=config.drain_seconds,
+            adapter_folder=config.adapter_folder,
         )
         return [*inference.routes(), *health.routes(), *admin.routes()]
 
@@ -129,6 +136,8 @@ class App:
                     group.create_task(self.models.load(source))
         except BaseExceptionGroup as failed:
             raise failed.exceptions[0] from None
+        for name, path in self._adapters:
+            await self.models.load_adapter(name, path, self._sources[0].name)
 
     async def _drain(self) -> None:
         log.info("draining for at most %g seconds", self.config.drain_seconds)

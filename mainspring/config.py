@@ -161,6 +161,16 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         tuple[str, ...],
         _setting("Models to serve: names of `mainspring list`, directories, or NAME=DIRECTORY."),
     ] = ()
+    adapters: Annotated[
+        tuple[str, ...],
+        _setting("LoRA adapters of the first model, as NAME=DIRECTORY; asked for by their names."),
+    ] = ()
+    adapter_folder: Annotated[
+        str,
+        _setting(
+            "Folder below which administrators may load adapters while serving; empty: none may."
+        ),
+    ] = ""
     home: Annotated[str, _setting("Folder of pulled models.", min_length=1)] = HOME
     defaults: ModelConfig = ModelConfig()
     """Settings of every model that is loaded without its own."""
@@ -209,7 +219,7 @@ def _from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
             if not (text := environ.get(variable, "")):
                 continue
             value: Any = text
-            if name in {"api_keys", "allowed_hosts", "models"}:
+            if name in {"api_keys", "allowed_hosts", "models", "adapters"}:
                 value = [part.strip() for part in text.split(",") if part.strip()]
             target = found.setdefault(prefix[0], {}) if prefix else found
             target[name] = value

@@ -319,6 +319,8 @@ class ModelInfo(Struct, frozen=True, kw_only=True):
     max_running: int
     created: int
     """Unix time of loading"""
+    parent: str = ""
+    """the model that an adapter changes; empty for a model"""
     digest: str = ""
     """sha256 over the checkpoint's files, where the catalog has it"""
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 PREFIX = "base_model.model."
 

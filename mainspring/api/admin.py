@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -13,8 +14,10 @@ from mainspring.api.call import Call
 from mainspring.api.routes import Route
 from mainspring.config import ModelConfig, wrong_setting
 from mainspring.dialects.body import read_body
+from mainspring.errors import Forbidden
 from mainspring.gateway.identity import Permission
 from mainspring.gateway.models import Models, Served, Source, State
+from mainspring.registry.adapter import offered_adapter
 from mainspring.registry.catalog import check_name
 
 __all__ = ["Admin"]
@@ -31,6 +34,19 @@ class _Unload(Struct, frozen=True, forbid_unknown_fields=True):
     model: str
 
 
+class _LoadAdapter(Struct, frozen=True, forbid_unknown_fields=True):
+    lora_name: str
+    lora_path: str
+    model: str | None = None
+    """whose adapter it is, where several are served"""
+
+
+class _UnloadAdapter(Struct, frozen=True, forbid_unknown_fields=True):
+    lora_name: str
+    lora_int_id: int | None = None
+    """other servers' number of it; the name says all"""
+
+
 class Admin:
     """`find` turns a model's name or directory into a Source (see registry.resolve)."""
 
@@ -41,11 +57,13 @@ class Admin:
         defaults: ModelConfig,
         *,
         drain_seconds: float,
+        adapter_folder: str = "",
     ) -> None:
         self._models = models
         self._find = find
         self._defaults = defaults
         self._drain_seconds = drain_seconds
+        self._adapter_folder = adapter_folder
         self._work: set[asyncio.Task[Any]] = set()
 
     def routes(self) -> list[Route]:
@@ -54,6 +72,8 @@ class Admin:
             Route("GET", "/admin/models", may, self.list_models),
             Route("POST", "/admin/models/load", may, self.load),
             Route("POST", "/admin/models/unload", may, self.unload),
+            Route("POST", "/v1/load_lora_adapter", may, self.load_adapter),
+            Route("POST", "/v1/unload_lora_adapter", may, self.unload_adapter),
         ]
 
     async def list_models(self, call: Call, _: str) -> None:
@@ -75,6 +95,23 @@ class Admin:
         ask, _raw = read_body(await call.body(BODY_LIMIT), _Unload)
         await self._finish(self._models.unload(ask.model, self._drain_seconds))
         await call.answer(200, msgspec.json.encode({"name": ask.model, "state": "unloaded"}))
+
+    async def load_adapter(self, call: Call, _: str) -> None:
+        """Answers when the adapter is loaded; paths and fields are those of other servers."""
+        ask, _raw = read_body(await call.body(BODY_LIMIT), _LoadAdapter)
+        if not self._adapter_folder:
+            raise Forbidden("adapters are not loaded while serving: no adapter_folder is set")
+        path = offered_adapter(ask.lora_path, Path(self._adapter_folder))
+        name = check_name(ask.lora_name, "lora_name")
+        served = await self._finish(self._models.load_adapter(name, path, ask.model))
+        body = {"name": name, "parent": served.parent.name, "state": "loaded"}
+        await call.answer(200, msgspec.json.encode(body))
+
+    async def unload_adapter(self, call: Call, _: str) -> None:
+        """Answers at once; requests that use the adapter end with it."""
+        ask, _raw = read_body(await call.body(BODY_LIMIT), _UnloadAdapter)
+        self._models.unload_adapter(ask.lora_name)
+        await call.answer(200, msgspec.json.encode({"name": ask.lora_name, "state": "unloaded"}))
 
     async def _finish(self, work: Any) -> Any:
         """Done to the end also when the caller leaves."""

@@ -48,6 +48,7 @@ class Inference:
 
     async def list_models(self, call: Call, _: str) -> None:
         infos = [served.runtime.info for served in self._models.loaded()]
+        infos += [adapter.runtime.info for adapter in self._models.adapters()]
         await call.answer(200, openai.models_body(infos))
 
     async def show_model(self, call: Call, name: str) -> None:

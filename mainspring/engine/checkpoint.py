@@ -174,7 +174,9 @@ class Checkpoint:
     def _indexed(self) -> Iterator[tuple[str, set[str] | None]]:
         weight_map = self._json(self._index, required=True).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise ModelError(f"{self._index}: weight_map must be an object of tensor and file names")
+            raise ModelError(
+                f"{self._index}: weight_map must be an object of tensor and file names"
+            )
         files: dict[str, set[str]] = {}
         for tensor, file in weight_map.items():
             if not isinstance(file, str) or file != Path(file).name or "\\" in file or "\0" in file:

@@ -8,7 +8,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -160,7 +159,9 @@ def _pairs(files: Checkpoint, tensors: CheckpointTensors, model: Architecture) -
     found: dict[str, dict[str, str]] = {}
     for stored in tensors.files:
         if (match := TENSOR.fullmatch(stored)) is None:
-            raise ModelError(f"{AdapterFiles.WEIGHTS}: {stored[:200]} is no lora_A or lora_B weight")
+            raise ModelError(
+                f"{AdapterFiles.WEIGHTS}: {stored[:200]} is no lora_A or lora_B weight"
+            )
         found.setdefault(match[1].removeprefix(PREFIX), {})[match[2]] = stored
     if not found:
         raise ModelError(f"{AdapterFiles.WEIGHTS} holds no tensors")

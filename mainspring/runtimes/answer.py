@@ -9,8 +9,9 @@ from functools import partial
 
 from mainspring.errors import MainspringError
 from mainspring.runtimes.choice import Choice
+from mainspring.runtimes.flight import Flight, Placed
 from mainspring.runtimes.protocol import Output
-from mainspring.runtimes.supervisor import Flight, Supervisor
+from mainspring.runtimes.supervisor import Supervisor
 from mainspring.types import Chunk, Event, Request, Timings, Usage
 
 __all__ = ["Answer"]
@@ -24,7 +25,12 @@ class Answer:
     """
 
     def __init__(
-        self, request: Request, supervisor: Supervisor, choices: Sequence[Choice], tokenized: float
+        self,
+        request: Request,
+        supervisor: Supervisor,
+        choices: Sequence[Choice],
+        tokenized: float,
+        adapter: Placed | None = None,
     ) -> None:
         self._request = request
         self._supervisor = supervisor
@@ -34,7 +40,14 @@ class Answer:
         self._arrived = asyncio.Event()
         salt = request.tenant.encode()
         self._flights = [
-            Flight(choice.prompt, choice.sampling, salt, partial(self._take, place), choice.grammar)
+            Flight(
+                choice.prompt,
+                choice.sampling,
+                salt,
+                partial(self._take, place),
+                choice.grammar,
+                adapter,
+            )
             for place, choice in enumerate(choices)
         ]
 

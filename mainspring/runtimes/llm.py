@@ -15,9 +15,11 @@ import msgspec
 from mainspring.config import HOME, ModelConfig
 from mainspring.errors import BadRequest, ModelError, Unavailable
 from mainspring.registry.generation import sampling_defaults
+from mainspring.runtimes.adapted import AdaptedRuntime
 from mainspring.runtimes.admission import Admission
 from mainspring.runtimes.answer import Answer
 from mainspring.runtimes.choice import Choice
+from mainspring.runtimes.flight import Placed
 from mainspring.runtimes.grammars import Grammars
 from mainspring.runtimes.lane import Lane, Stuck
 from mainspring.runtimes.prompt import Prompt, Prompts
@@ -133,6 +135,18 @@ class LLMRuntime:
         await self._grammars.stop()
         self._lane.close()
 
+    async def load_adapter(self, name: str, path: Path) -> AdaptedRuntime:
+        """The model with the LoRA adapter of a directory, as `name`.
+
+        Raises ModelError or InsufficientMemory saying why not, BadRequest above max_adapters.
+        """
+        self._check_open()
+        return AdaptedRuntime(name, self, await self._supervisor.adapt(path))
+
+    def drop_adapter(self, placed: Placed) -> None:
+        """Forget an adapter; requests that use it go on."""
+        self._supervisor.drop(placed)
+
     # What is known of it --------------------------------------------------------------------------
 
     @property
@@ -166,7 +180,9 @@ class LLMRuntime:
 
     # Requests -------------------------------------------------------------------------------------
 
-    async def run(self, request: Request) -> AsyncGenerator[Chunk, None]:
+    async def run(
+        self, request: Request, adapter: Placed | None = None
+    ) -> AsyncGenerator[Chunk, None]:
         """Stream the answer; closing the generator cancels it, wherever it is.
 
         Raises BadRequest, ContextLength, Overloaded, Unavailable, or what went wrong in between.
@@ -182,7 +198,7 @@ class LLMRuntime:
         answer: Answer | None = None
         try:
             choices = await self._choices(request)
-            answer = Answer(request, self._supervisor, choices, time.monotonic())
+            answer = Answer(request, self._supervisor, choices, time.monotonic(), adapter)
             stay.know(answer.prompt)
             async with contextlib.aclosing(answer.chunks()) as chunks:
                 async for chunk in chunks:

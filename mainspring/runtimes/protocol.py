@@ -31,9 +31,12 @@ from mainspring.types import EngineStats, Event, Finish, Sampling, TokenTime
 
 __all__ = [
     "FRAME_LIMIT",
+    "Adapt",
+    "Adapted",
     "Add",
     "Beat",
     "Cancel",
+    "DropAdapter",
     "Failed",
     "Frames",
     "FromWorker",
@@ -94,6 +97,23 @@ class Add(Struct, frozen=True, tag="add"):
     """Output tokens that the server already has from a Worker that is gone."""
     grammar: str = ""
     """that holds the output, compiled"""
+    adapter: str = ""
+    """id of an adapter that was loaded before; empty: none"""
+
+
+class Adapt(Struct, frozen=True, tag="adapt"):
+    """Load the adapter of a directory."""
+
+    id: str
+    path: str
+    digest: bytes = b""
+    """what it had in a Worker that is gone; another one is refused"""
+
+
+class DropAdapter(Struct, frozen=True, tag="drop_adapter"):
+    """No more sequences will use it."""
+
+    id: str
 
 
 class Cancel(Struct, frozen=True, tag="cancel"):
@@ -104,7 +124,7 @@ class Shutdown(Struct, frozen=True, tag="shutdown"):
     """End; nothing in flight is finished."""
 
 
-ToWorker = Load | Vocabulary | Add | Cancel | Shutdown
+ToWorker = Load | Vocabulary | Add | Adapt | DropAdapter | Cancel | Shutdown
 
 
 # Worker to server ---------------------------------------------------------------------------------
@@ -148,6 +168,16 @@ class Rejected(Struct, frozen=True, tag="rejected"):
     id: str
     code: str
     message: str
+    param: str | None = None
+
+
+class Adapted(Struct, frozen=True, tag="adapted"):
+    """The answer to `Adapt`: the adapter's digest, or why it is not loaded."""
+
+    id: str
+    digest: bytes = b""
+    code: str = ""
+    message: str = ""
     param: str | None = None
 
 
@@ -195,7 +225,7 @@ class Beat(Struct, frozen=True, tag="beat"):
     """None while the model is loading"""
 
 
-FromWorker = Loading | Ready | Failed | Rejected | Step | Beat
+FromWorker = Loading | Ready | Failed | Rejected | Adapted | Step | Beat
 
 
 # Framing ------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,14 @@ from mainspring.errors import (
     Unavailable,
     WorkerLost,
 )
+from mainspring.runtimes.flight import Flight, Placed
 from mainspring.runtimes.link import Link
 from mainspring.runtimes.protocol import (
+    Adapted,
     Add,
     Beat,
     Cancel,
+    DropAdapter,
     Failed,
     Load,
     Loading,
@@ -40,9 +43,9 @@ from mainspring.runtimes.protocol import (
     Vocabulary,
     error_from,
 )
-from mainspring.types import EngineStats, Sampling
+from mainspring.types import EngineStats
 
-__all__ = ["Flight", "Supervisor"]
+__all__ = ["Flight", "Placed", "Supervisor"]
 
 log = logging.getLogger("mainspring.worker")
 
@@ -63,47 +66,6 @@ PATIENCE = 0.9
 """A Worker is given up after this share of `stall_seconds`, to be noticed within them."""
 EXIT_SECONDS = 2.0
 """for a Worker that is leaving by itself; then it is killed"""
-
-
-class Flight:
-    """One sequence that a Worker is to compute, until its last Output.
-
-    `take` gets each Output, or the error that ended the flight.
-    """
-
-    __slots__ = (
-        "crashes",
-        "generated",
-        "grammar",
-        "id",
-        "prompt",
-        "replays",
-        "salt",
-        "sampling",
-        "sent",
-        "take",
-    )
-
-    def __init__(
-        self,
-        prompt: Sequence[int],
-        sampling: Sampling,
-        salt: bytes,
-        take: Callable[[Output | MainspringError], None],
-        grammar: str = "",
-    ) -> None:
-        self.id = ""
-        self.prompt = tuple(prompt)
-        self.sampling = sampling
-        self.salt = salt
-        self.take = take
-        self.grammar = grammar
-        self.generated: list[int] = []
-        self.sent = False
-        """a Worker has it, or had it when it crashed"""
-        self.crashes = 0
-        self.replays: list[float] = []
-        """when it was added again, in seconds of the monotonic clock"""
 
 
 class Supervisor:
@@ -131,6 +93,7 @@ class Supervisor:
         """set before the first flight with a grammar"""
         self._taught: Link | None = None
         """who has it"""
+        self._adapters: dict[str, Placed] = {}
         self._load = Load(str(path.resolve()), config, home)
         self._command = tuple(command)
         self._link: Link | None = None
@@ -197,8 +160,32 @@ class Supervisor:
         self._reason = reason
         self._closed = error
         self._fail_all(error)
+        for placed in self._adapters.values():
+            if not placed.known.done():
+                placed.known.set_exception(error)
         if self._started and not self._started.done():
             self._started.set_exception(error)
+
+    async def adapt(self, path: Path) -> Placed:
+        """Have the adapter in directory `path` loaded. Raises what loading raised."""
+        if self._closed is not None:
+            raise self._closed
+        self._numbers += 1
+        placed = Placed(str(self._numbers), path)
+        self._adapters[placed.id] = placed
+        if self._link and self._link.ready:
+            self._link.send(placed.message())
+        try:
+            await asyncio.shield(placed.known)
+        except BaseException:
+            self.drop(placed)
+            raise
+        return placed
+
+    def drop(self, placed: Placed) -> None:
+        """Let the Worker forget the adapter once no flight uses it."""
+        if self._adapters.pop(placed.id, None) and self._link and self._link.ready:
+            self._link.send(DropAdapter(placed.id))
 
     def submit(self, flight: Flight) -> None:
         """Hand a flight to the Worker, now or as soon as it is up again.
@@ -238,6 +225,7 @@ class Supervisor:
                     flight.salt,
                     generated,
                     flight.grammar,
+                    flight.adapter.id if flight.adapter else "",
                 )
             )
             flight.sent = True
@@ -300,6 +288,10 @@ class Supervisor:
             return False
         self.restarts += 1
         log.error("worker of %s lost: %s; restart %d", self.name, self._reason, self.restarts)
+        for placed in self._adapters.values():
+            if not placed.known.done():
+                text = "the worker was lost while an adapter was being loaded; try again"
+                placed.known.set_exception(WorkerLost(text))
         for flight in [f for f in self.flights.values() if f.sent]:
             flight.crashes += 1
             if flight.crashes >= POISON:
@@ -331,11 +323,25 @@ class Supervisor:
         elif isinstance(message, Rejected):
             if flight := self.flights.get(message.id):
                 self._end(flight, error_from(message.code, message.message, message.param))
+        elif isinstance(message, Adapted):
+            self._adapted(message)
         elif isinstance(message, Loading):
             share = 100 * message.done // max(1, message.total)
             self._reason = f"loading ({share} %)"
         elif isinstance(message, Ready):
             self._up(message)
+
+    def _adapted(self, message: Adapted) -> None:
+        placed = self._adapters.get(message.id)
+        if message.code:
+            log.error("an adapter of %s is not loaded: %s", self.name, message.message)
+        if placed is None or placed.known.done():
+            return  # after a restart: its flights are told by the Worker
+        if message.code:
+            error = error_from(message.code, message.message, message.param)
+            placed.known.set_exception(error)
+        else:
+            placed.known.set_result(message.digest)
 
     def _output(self, output: Output) -> None:
         flight = self.flights.get(output.id)
@@ -343,7 +349,7 @@ class Supervisor:
             return  # cancelled while this was on its way
         flight.generated += output.tokens
         if output.error is not None:
-            if output.error[0] == NumericalError.code:
+            if output.error[0] == NumericalError.code and flight.adapter is None:
                 self._numerical += 1
                 self._numerical_time = time.monotonic()
             self._end(flight, error_from(*output.error))
@@ -367,12 +373,22 @@ class Supervisor:
         self._reason = ""
         self._lost = False
         self._numerical = 0
+        self._replay()
+        if not self._started.done():
+            self._started.set_result(message)
+
+    def _replay(self) -> None:
+        """Give the Worker what one before it had: adapters first, then flights, oldest first."""
+        assert self._link is not None
+        used = {f.adapter.id: f.adapter for f in self.flights.values() if f.adapter}
+        for placed in (self._adapters | used).values():
+            self._link.send(placed.message())
         for flight in self.flights.values():
             if flight.sent:
                 flight.replays.append(time.monotonic())
             self._send(flight)
-        if not self._started.done():
-            self._started.set_result(message)
+        for id in used.keys() - self._adapters.keys():
+            self._link.send(DropAdapter(id))
 
     def _end(self, flight: Flight, error: MainspringError) -> None:
         del self.flights[flight.id]

@@ -25,9 +25,12 @@ from mainspring.buffered import READ
 from mainspring.errors import MainspringError
 from mainspring.runtimes.builder import Builder
 from mainspring.runtimes.protocol import (
+    Adapt,
+    Adapted,
     Add,
     Beat,
     Cancel,
+    DropAdapter,
     Failed,
     Frames,
     Load,
@@ -47,9 +50,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from mainspring.engine.engine import Engine
+    from mainspring.runtimes.adapters import Adapters
     from mainspring.runtimes.matcher import GrammarMatcher
 
-    Loader = Callable[[Load, Callable[[int, int], None]], tuple[Engine, Ready]]
+    Loader = Callable[[Load, Callable[[int, int], None]], tuple[Engine, Adapters, Ready]]
 
 __all__ = ["Channel", "ServerGone", "Worker", "main"]
 
@@ -102,13 +106,16 @@ class Channel:
 class Worker:
     """Runs an Engine for the server at the other end of `channel`.
 
-    `load(message, progress)` gives the Engine and what to tell of it.
+    `load(message, progress)` gives the Engine, its adapters and what to tell of it.
     """
 
     def __init__(self, channel: Channel, load: Loader) -> None:
         self._channel = channel
         self._load = load
         self._engine: Engine | None = None
+        self._adapters: Adapters | None = None
+        self._dropped: list[str] = []
+        """ids of adapters to be dropped"""
         self._stats: EngineStats | None = None
         self._builder = Builder()
         self._loads = 0
@@ -119,7 +126,7 @@ class Worker:
         (first, *messages) = self._channel.receive(wait=True)
         if not isinstance(first, Load):
             raise ProtocolError("the first message is not `load`")
-        engine, ready = self._load(first, self._progress)
+        engine, self._adapters, ready = self._load(first, self._progress)
         self._stats = engine.stats()
         self._engine = engine
         gc.freeze()  # what is here stays, and looking through it for garbage takes 20 ms
@@ -138,7 +145,7 @@ class Worker:
         if engine is None:
             return Beat(self._loads, True)
         busy = engine.has_work or self._builder.busy
-        return Beat(engine.progress + self._builder.done, busy, self._stats)
+        return Beat(self._moves(engine), busy, self._stats)
 
     def _progress(self, done: int, total: int) -> None:
         self._loads += 1
@@ -160,17 +167,56 @@ class Worker:
                 cancelled |= self._builder.cancel(message.id) or engine.abort(message.id)
             elif isinstance(message, Vocabulary):
                 self._builder.learn(message)
+            elif isinstance(message, Adapt):
+                self._adapt(engine, message)
+            elif isinstance(message, DropAdapter):
+                self._dropped.append(message.id)
             elif isinstance(message, Shutdown):
                 return False
             else:
                 raise ProtocolError("a second `load`")
+        self._drop_adapters()
         if cancelled:
             self._stats = engine.stats()
             self._channel.send(self.beat())
         return True
 
+    def _adapt(self, engine: Engine, message: Adapt) -> None:
+        """Streams stand still meanwhile; each tensor that is read counts as progress."""
+        assert self._adapters is not None
+        stats = engine.stats()
+        try:
+            adapter = self._adapters.load(
+                message.id,
+                Path(message.path),
+                digest=message.digest,
+                kv_touched=(stats.blocks_used + stats.blocks_cached) / stats.blocks,
+                progress=self._moved,
+            )
+            answer = Adapted(message.id, adapter.digest)
+        except MainspringError as error:
+            answer = Adapted(message.id, b"", error.code, error.message, error.param)
+        self._channel.send(answer)
+
+    def _drop_adapters(self) -> None:
+        """Once no sequence that uses them waits for its grammar any more."""
+        if self._adapters is not None and not self._builder.busy:
+            for id in self._dropped:
+                self._adapters.drop(id)
+            self._dropped.clear()
+
+    def _moved(self) -> None:
+        self._loads += 1
+
+    def _moves(self, engine: Engine) -> int:
+        """Grows with each piece of work."""
+        return engine.progress + self._builder.done + self._loads
+
     def _add(self, engine: Engine, message: Add, matcher: Future[GrammarMatcher] | None) -> None:
         try:
+            adapter = None
+            if message.adapter and self._adapters is not None:
+                adapter = self._adapters.get(message.adapter)
             engine.add(
                 message.id,
                 message.tokens,
@@ -178,6 +224,7 @@ class Worker:
                 salt=message.salt,
                 generated=message.generated,
                 matcher=None if matcher is None else matcher.result(),
+                adapter=adapter,
             )
         except MainspringError as error:
             self._channel.send(Rejected(message.id, error.code, error.message, error.param))
@@ -187,11 +234,12 @@ class Worker:
         outputs: tuple[Any, ...] = tuple(engine.step())
         stats = self._stats = engine.stats()
         if outputs:
-            progress = engine.progress + self._builder.done
-            self._channel.send(Step(outputs, progress, engine.has_work, stats))
+            self._channel.send(Step(outputs, self._moves(engine), engine.has_work, stats))
 
 
-def load_engine(message: Load, progress: Callable[[int, int], None]) -> tuple[Engine, Ready]:
+def load_engine(
+    message: Load, progress: Callable[[int, int], None]
+) -> tuple[Engine, Adapters, Ready]:
     """Check the memory, load the model, build its Engine."""
     from mainspring.runtimes.loading import load
 
@@ -209,7 +257,7 @@ def load_engine(message: Load, progress: Callable[[int, int], None]) -> tuple[En
         prepared=loaded.prepared,
         warning=loaded.warning,
     )
-    return loaded.engine, ready
+    return loaded.engine, loaded.adapters, ready
 
 
 def main(load: Loader = load_engine) -> int:

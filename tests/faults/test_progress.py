@@ -31,7 +31,7 @@ WORKER = textwrap.dedent(
 
     def load(message, progress):
         engine = toy_engine(model=Slow(load_kernels("reference")))
-        return engine, Ready(
+        return engine, None, Ready(
             family="toy", parameters=1, format="float32", context=512, vocabulary=97,
             weight_bytes=1, kv_bytes=1,
         )

@@ -266,6 +266,7 @@ def error_body(error: MainspringError) -> bytes:
 
 
 def _model_fields(info: ModelInfo) -> dict[str, Any]:
+    adapter = {"root": info.name, "parent": info.parent} if info.parent else {}
     return {
         "id": info.name,
         "object": "model",
@@ -274,6 +275,7 @@ def _model_fields(info: ModelInfo) -> dict[str, Any]:
         "max_model_len": info.context,
         "format": info.format,
         "parameters": info.parameters,
+        **adapter,
     }
 
 

@@ -30,9 +30,7 @@ class Linear:
             self.kernels.add_low_rank(y, x, uses)
         return y
 
-    def gated(
-        self, x: Array, activation: Activation, adapted: AdaptedRows = ()
-    ) -> Array:
+    def gated(self, x: Array, activation: Activation, adapted: AdaptedRows = ()) -> Array:
         """[rows, k] -> [rows, n / 2]: the first half of the product gates the second."""
         if not (uses := self._uses(adapted)):
             return self.kernels.gated_linear(x, self.weight, activation)
