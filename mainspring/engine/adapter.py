@@ -31,7 +31,7 @@ class Adapter:
     parts: Mapping[int, tuple[tuple[LowRank, int], ...]]
     """of each product, by its index, the matrices and the columns at which they begin"""
     digest: bytes
-    """32 bytes over all that makes its numbers, so that keys and values are shared by equals only"""
+    """32 bytes over all that makes its numbers: only equals share keys and values"""
     rank: int
     """the largest of its matrices"""
     nbytes: int
