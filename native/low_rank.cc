@@ -60,12 +60,13 @@ template <class T, int Rows>
 void expand(const float* sums, const LowRank& matrix, std::int64_t begin, std::int64_t end,
             float* const* y) {
   const T* up = matrix.up.as<T>();
-  const std::int64_t wide = matrix.wide(), stride = matrix.stride();
+  const std::int64_t wide = matrix.wide();
   for (std::int64_t v = begin; v < end; v += kVectors * lanes) {
+    const T* panel = up + v / kPanel * kPanel * matrix.r + v % kPanel;
     Float totals[Rows][kVectors] = {};
     for (std::int64_t i = 0; i < matrix.r; ++i) {
       MAINSPRING_UNROLL for (int c = 0; c < kVectors; ++c) {
-        const Float column = values(up + i * stride + v + c * lanes);
+        const Float column = values(panel + i * kPanel + c * lanes);
         MAINSPRING_UNROLL for (int r = 0; r < Rows; ++r) {
           totals[r][c] = fma(broadcast(sums[r * wide + i]), column, totals[r][c]);
         }

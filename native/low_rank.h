@@ -11,13 +11,28 @@ namespace mainspring {
 
 using PythonUse = std::tuple<Input, const LowRank*, std::int64_t>;  // rows, matrix, first column
 
+// The numbers of `down` [rows, width], its rows `stride` apart.
 template <class T>
-Buffer padded_rows(const Input& matrix, const char* name, std::int64_t rows, std::int64_t width,
+Buffer padded_rows(const Input& matrix, std::int64_t rows, std::int64_t width,
                    std::int64_t stride) {
-  const T* from = view<T>(matrix, name, {rows, width});
+  const T* from = view<T>(matrix, "down", {rows, width});
   Buffer buffer(sizeof(T) * std::size_t(rows * stride), Buffer::Pages::huge);
   for (std::int64_t i = 0; i < rows; ++i) {
     std::copy(from + i * width, from + (i + 1) * width, buffer.as<T>() + i * stride);
+  }
+  return buffer;
+}
+
+// The numbers of `up` [r, n] in panels.
+template <class T>
+Buffer panels(const Input& matrix, std::int64_t r, std::int64_t n, std::int64_t stride) {
+  const T* from = view<T>(matrix, "up", {r, n});
+  Buffer buffer(sizeof(T) * std::size_t(r * stride), Buffer::Pages::huge);
+  for (std::int64_t i = 0; i < r; ++i) {
+    for (std::int64_t c = 0; c < n; c += kPanel) {
+      const std::int64_t end = c + kPanel < n ? c + kPanel : n;
+      std::copy(from + i * n + c, from + i * n + end, buffer.as<T>() + c * r + i * kPanel);
+    }
   }
   return buffer;
 }
@@ -29,12 +44,12 @@ inline std::shared_ptr<LowRank> low_rank(const Input& down, const Input& up) {
             Format::float32, {}, {}};
   if (m.n < 1 || m.k < 1 || m.r < 1) refuse("down and up must not be empty");
   if (down.dtype() == nb::dtype<float>()) {
-    m.down = padded_rows<float>(down, "down", m.k, m.r, m.wide());
-    m.up = padded_rows<float>(up, "up", m.r, m.n, m.stride());
+    m.down = padded_rows<float>(down, m.k, m.r, m.wide());
+    m.up = panels<float>(up, m.r, m.n, m.stride());
   } else {
     m.format = Format::bf16;
-    m.down = padded_rows<std::uint16_t>(down, "down", m.k, m.r, m.wide());
-    m.up = padded_rows<std::uint16_t>(up, "up", m.r, m.n, m.stride());
+    m.down = padded_rows<std::uint16_t>(down, m.k, m.r, m.wide());
+    m.up = panels<std::uint16_t>(up, m.r, m.n, m.stride());
   }
   return std::make_shared<LowRank>(std::move(m));
 }

@@ -157,12 +157,12 @@ struct LogProbabilities {
   float* best_value;      // [rows, top]
 };
 
-// A matrix [n, k] of low rank r: the product of two, both transposed, their rows padded with zeros.
+// A matrix [n, k] of low rank r: the product of two, both transposed, padded with zeros.
 struct LowRank {
   std::int64_t n, k, r;
   Format format;  // float32 or bf16
   Buffer down;    // [k][wide()]
-  Buffer up;      // [r][stride()]
+  Buffer up;      // panels of 64 columns: [stride() / 64][r][64]
 
   std::int64_t wide() const { return (r + 15) / 16 * 16; }
   std::int64_t stride() const { return (n + 63) / 64 * 64; }

@@ -164,7 +164,7 @@ def test_every_mounted_route_but_health_asks_for_a_permission(server: Running) -
     routes = {route.path: route.permission for route in Routes(server.app.routes())}
     public = {path for path, permission in routes.items() if permission is Permission.PUBLIC}
     assert public == {"/health/live", "/health/ready"}
-    assert len(routes) == 10
+    assert len(routes) == 14
 
 
 # What is asked ----------------------------------------------------------------------------------
