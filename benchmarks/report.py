@@ -42,6 +42,7 @@ on the same cores, figures are medians, and what counts is the ratio. Everything
 | `server.py` | the embedded model: start to ready, memory of all processes, streams |
 | `start.py` | from the command to ready, prepared and not |
 | `prefix.py` | the first token where 1,000 tokens of a prompt are known |
+| `adapters.py` | what LoRA adapters add to a step of 16 sequences |
 | `speculation.py` | decoding with and without speculation |
 | `grammar.py` | what holding an answer to a grammar costs a token |
 | `overload.py` | ten times the load a server can carry: goodput, first token, recovery |
