@@ -7,6 +7,7 @@ from mainspring.engine.layers.attention import Attention, layer_windows
 from mainspring.engine.layers.block import Block, PreNormBlock
 from mainspring.engine.layers.decoder import Decoder
 from mainspring.engine.layers.feedforward import FeedForward
+from mainspring.engine.layers.linear import Linear
 from mainspring.engine.layers.moe import Experts
 from mainspring.engine.layers.rope import Rope
 from mainspring.engine.layers.router import Router
@@ -86,7 +87,7 @@ def _experts(source: Source, prefix: str) -> Experts:
         ]
         downs = [source.weight([path + "down_proj"], (hidden,), inner, bias=True) for path in paths]
     experts = tuple(
-        FeedForward(source.kernels, gate_up, down, "clamped_silu")
+        FeedForward(Linear(source.kernels, gate_up), Linear(source.kernels, down), "clamped_silu")
         for gate_up, down in zip(gates_ups, downs, strict=True)
     )
     return Experts(router, experts)

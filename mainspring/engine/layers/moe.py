@@ -63,7 +63,7 @@ class Experts:
         return cls(router, experts, shared)
 
     def __call__(self, x: Array, adapted: AdaptedRows = ()) -> Array:
-        """[rows, hidden] -> [rows, hidden]; no Adapter changes an expert.
+        """[rows, hidden] -> [rows, hidden]; an Adapter changes the shared expert alone.
 
         A row's experts are added in order of their number, so its sum does not depend on what
         other rows chose.
@@ -74,5 +74,5 @@ class Experts:
             rows, places = np.nonzero(chosen == expert)
             out[rows] += self.experts[expert](x[rows]) * shares[rows, places, None]
         if self.shared is not None:
-            out += self.shared(x)
+            out += self.shared(x, adapted)
         return out
