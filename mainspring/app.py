@@ -76,6 +76,7 @@ class App:
             self.models,
             body_limit=config.body_limit,
             template_variables=config.template_variables,
+            reasoning=config.reasoning,
         )
         health = Health(self.models, self.metrics, lambda: self._unready)
         admin = Admin(

@@ -177,6 +177,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     template_variables: Annotated[bool, _setting("Let clients send `chat_template_kwargs`.")] = (
         False
     )
+    reasoning: Annotated[
+        str,
+        _setting(
+            "Field of an answer that a model's reasoning goes to; off: it stays in the content.",
+            pattern="^(reasoning_content|reasoning|off)$",
+        ),
+    ] = "reasoning_content"
     body_limit: Annotated[int, _setting("Largest request body in bytes.", ge=1024, le=GIB)] = (
         8 << 20
     )

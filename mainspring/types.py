@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 from msgspec import Struct
 
 __all__ = [
+    "CallPiece",
     "Chunk",
     "EngineStats",
     "Event",
@@ -24,6 +25,7 @@ __all__ = [
     "Runtime",
     "Sampling",
     "Task",
+    "Thinking",
     "TierStats",
     "Timeline",
     "Timings",
@@ -47,6 +49,18 @@ class Finish(StrEnum):
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+
+
+class Thinking(Struct, frozen=True):
+    """How long a model may think before it answers."""
+
+    budget: int
+    """Output tokens of reasoning, after which the next one is `end`; >= 0."""
+    end: int
+    """The token that ends reasoning."""
+    begin: int | None = None
+    """The first output token, if there is reasoning; None: the prompt has begun it."""
 
 
 class Sampling(Struct, frozen=True, kw_only=True):
@@ -88,6 +102,8 @@ class Sampling(Struct, frozen=True, kw_only=True):
     """
     prompt_logprobs: int | None = None
     """The same for every prompt token but the first; turns prefix-cache reads off."""
+    thinking: Thinking | None = None
+    """None: the model thinks as long as it likes."""
 
 
 class Grammar(Struct, frozen=True):
@@ -111,6 +127,8 @@ class Message(Struct, frozen=True):
     name: str | None = None
     tool_calls: tuple[dict[str, Any], ...] = ()
     tool_call_id: str | None = None
+    reasoning: str | None = None
+    """what the assistant thought before `content`"""
 
 
 class Request(Struct, frozen=True, kw_only=True):
@@ -146,6 +164,19 @@ class Request(Struct, frozen=True, kw_only=True):
     """As the client gave it; choice i samples with seed + i. None: random for each choice."""
     template_variables: dict[str, Any] = {}
     """Extra variables for the chat template (`chat_template_kwargs`), where the operator allows."""
+    tools: tuple[dict[str, Any], ...] = ()
+    """Task.CHAT: what the model may call, each as chat templates take it:
+    {"type": "function", "function": {"name", "description", "parameters": a JSON schema}}."""
+    must_call: tuple[str, ...] = ()
+    """Names of tools; the answer is a call of one of them, or calls. Empty: the model decides."""
+    parallel_calls: bool = True
+    """The answer may have several calls."""
+    reasoning: bool = True
+    """Tell reasoning apart from text, where the model's marks are known."""
+    reasoning_effort: str | None = None
+    """For the chat template; "none" asks it not to let the model think."""
+    thinking_budget: int | None = None
+    """Tokens of reasoning at most."""
     timeline: bool = False
     """Send the token timeline with the final Chunk."""
     tenant: str = ""
@@ -223,6 +254,17 @@ class Timeline(Struct, frozen=True):
     tokens: tuple[TokenTime, ...]
 
 
+class CallPiece(Struct, frozen=True, kw_only=True):
+    """Some of a tool call: first its id and name, then its arguments in pieces."""
+
+    index: int
+    """of the call in its choice"""
+    id: str = ""
+    name: str = ""
+    arguments: str = ""
+    """JSON text; the pieces of a call joined are one object, unless the answer ends too early"""
+
+
 class Chunk(Struct, frozen=True, kw_only=True):
     """One piece of the answer.
 
@@ -232,6 +274,9 @@ class Chunk(Struct, frozen=True, kw_only=True):
 
     index: int = 0
     text: str = ""
+    reasoning: str = ""
+    """What the model thinks before it answers, where that is told apart."""
+    calls: tuple[CallPiece, ...] = ()
     tokens: tuple[Token, ...] = ()
     """Filled when log-probabilities were asked for."""
     prompt_tokens: tuple[Token, ...] = ()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 SPECIAL = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
+SPECIAL_START = 258
+"""the id of <|assistant|>"""
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
@@ -94,4 +97,48 @@ def tiny_checkpoint(directory: Path, *, seed: int = 0, **changes: Any) -> Path:
         json.dumps({"chat_template": CHAT_TEMPLATE, "eos_token": "<|end|>"})
     )
     save_file(tiny_tensors(config, seed), directory / "model.safetensors")
+    return directory
+
+
+SCRIPT = (
+    "<think>", "I need", " the\nweather.", "\n", "</think>", "\n\n", "Let me", " look", ".\n",
+    "<tool_call>", '\n{"na', 'me": "get_', 'weather", ', '"argu', 'ments": {"ci', 'ty": "Zür',
+    'ich } \\"', ' {"}}', "\n</tool", "_call>\n<tool_c", 'all>\n{"name": "add', '", "arguments":',
+    ' {"a": 1', ', "b": [2]', "}}\n</tool_call>", "<|end|>",
+)  # fmt: skip
+SCRIPT_TEMPLATE = """
+{%- if tools %}<|system|>{{ tools | tojson }}<|end|>{% endif %}
+{%- for m in messages %}<|{{ m.role }}|>
+{%- if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif -%}
+{{ m.content or "" }}
+{%- for c in m.tool_calls %}
+<tool_call>
+{"name": "{{ c.function.name }}", "arguments": {{ c.function.arguments | tojson }}}
+</tool_call>
+{%- endfor %}<|end|>{% endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+
+def scripted_checkpoint(directory: Path) -> Path:
+    """A model that says SCRIPT, whatever it is asked: each token leads to the next one."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens(["<think>", "</think>"])
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in SCRIPT])
+    ids = [tokenizer.token_to_id(piece) for piece in SCRIPT]
+    size = tokenizer.get_vocab_size()
+    tiny_checkpoint(directory, vocab_size=size, hidden_size=128)
+    config = tiny_config(vocab_size=size, hidden_size=128)
+    tensors = {
+        name: tensor * (name.startswith("model.layers") is False or "layernorm" in name)
+        for name, tensor in tiny_tensors(config).items()
+    }
+    head = np.zeros_like(tensors["lm_head.weight"])
+    for before, after in itertools.pairwise([SPECIAL_START, *ids]):
+        head[after] = tensors["model.embed_tokens.weight"][before]
+    tensors["lm_head.weight"] = head
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": SCRIPT_TEMPLATE, "eos_token": "<|end|>"})
+    )
+    save_file(tensors, directory / "model.safetensors")
     return directory

@@ -28,12 +28,20 @@ class Inference:
     """Bytes to Request, through the pipeline, Chunks to bytes."""
 
     def __init__(
-        self, pipeline: Pipeline, models: Models, *, body_limit: int, template_variables: bool
+        self,
+        pipeline: Pipeline,
+        models: Models,
+        *,
+        body_limit: int,
+        template_variables: bool,
+        reasoning: str,
     ) -> None:
         self._pipeline = pipeline
         self._models = models
         self._body_limit = body_limit
-        self._parse_chat = partial(openai.parse_chat, template_variables=template_variables)
+        self._parse_chat = partial(
+            openai.parse_chat, template_variables=template_variables, reasoning=reasoning
+        )
 
     def routes(self) -> list[Route]:
         may = Permission.INFERENCE

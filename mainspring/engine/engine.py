@@ -192,6 +192,8 @@ class Engine:
         self._check_ids(generated, "generated")
         self._check_ids(sampling.stop_token_ids, "stop_token_ids")
         self._check_ids(tuple(sampling.logit_bias), "logit_bias")
+        if sampling.thinking is not None:
+            self._check_ids((sampling.thinking.end,), "thinking")
         if len(tokens) + 1 > self._context:
             raise ContextLength(self._too_long(len(tokens)), param="prompt")
         waiting = len(self._scheduler.waiting)

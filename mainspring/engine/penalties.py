@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from mainspring.kernels import Array
-from mainspring.types import Sampling
+from mainspring.types import Sampling, Thinking
 
 __all__ = ["Penalties"]
 
@@ -53,13 +53,40 @@ class Counts:
         return self._counts[: len(self._index)]
 
 
+class Budget:
+    """Ends reasoning when its tokens are used up; what it does depends on the output alone."""
+
+    def __init__(self, thinking: Thinking, output: list[int]) -> None:
+        self._thinking = thinking
+        self._output = output
+
+    def push(self, token: int) -> None:
+        self._output.append(token)
+
+    def pop(self) -> None:
+        self._output.pop()
+
+    def apply(self, logits: Array) -> None:
+        """Leave nothing but the end where it is due."""
+        thinking, output = self._thinking, self._output
+        start = 0 if thinking.begin is None else 1
+        if len(output) != start + thinking.budget or thinking.end in output:
+            return
+        if start and output[0] != thinking.begin:
+            return
+        logits[: thinking.end] = -np.inf
+        logits[thinking.end + 1 :] = -np.inf
+        logits[thinking.end] = 0
+
+
 class Penalties:
     """Changes one sequence's row of logits before a token is drawn from it.
 
     In this order: repetition over prompt and output (divides positive, multiplies negative
     logits), presence and frequency over the output (subtracts presence + frequency * count), bias
     (adds), and while fewer than `min_tokens` tokens are out, the ids that would end the sequence
-    become impossible. History is kept incrementally: `push` every token drawn.
+    become impossible; a thinking budget that is used up has the last word. History is kept
+    incrementally: `push` every token drawn.
     """
 
     def __init__(
@@ -75,6 +102,8 @@ class Penalties:
         self._bias = np.fromiter(sampling.logit_bias.values(), np.float32)
         self._stops = np.fromiter(sorted(stops), np.int64)
         self._masked = sampling.min_tokens - (len(tokens) - prompt) if stops else 0
+        thinking = sampling.thinking
+        self._budget = Budget(thinking, tokens[prompt:]) if thinking else None
 
     @classmethod
     def of(
@@ -86,6 +115,7 @@ class Penalties:
             or sampling.presence_penalty != 0
             or sampling.frequency_penalty != 0
             or sampling.logit_bias
+            or sampling.thinking is not None
             or (stops and sampling.min_tokens > len(tokens) - prompt)
         )
         return cls(sampling, tokens, prompt, stops) if wanted else None
@@ -97,6 +127,8 @@ class Penalties:
             self._seen.add(token)
         if self._output is not None:
             self._output.add(token)
+        if self._budget is not None:
+            self._budget.push(token)
 
     @contextmanager
     def after(self, guesses: Items[int]) -> Iterator[Penalties]:
@@ -117,6 +149,8 @@ class Penalties:
             self._seen.remove_last(token)
         if self._output is not None:
             self._output.remove_last(token)
+        if self._budget is not None:
+            self._budget.pop()
 
     def apply(self, logits: Array) -> None:
         """Change the logits [vocabulary] float32 in place."""
@@ -133,3 +167,5 @@ class Penalties:
             logits[self._bias_ids] += self._bias
         if self._masked > 0:
             logits[self._stops] = -np.inf
+        if self._budget is not None:
+            self._budget.apply(logits)

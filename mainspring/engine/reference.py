@@ -10,7 +10,7 @@ from mainspring.engine.adapter import Adapter
 from mainspring.engine.architectures import Architecture
 from mainspring.engine.batch import Batch
 from mainspring.kernels import Array, Kernels, KvFormat, blocks_of
-from mainspring.types import Sampling
+from mainspring.types import Sampling, Thinking
 
 __all__ = ["generate"]
 
@@ -45,6 +45,8 @@ def generate(
         if len(output) < sampling.min_tokens:
             for stop in stops:
                 logits[stop] = -np.inf
+        if sampling.thinking is not None:
+            _think(logits, output, sampling.thinking)
         output.append(_draw(kernels, logits, sampling, len(output)))
         if output[-1] in stops:
             break
@@ -73,6 +75,14 @@ def _logits(
     )
     row: Array = model.forward(batch, cache)[0]
     return row
+
+
+def _think(logits: Array, output: list[int], thinking: Thinking) -> None:
+    begun = output if thinking.begin is None else output[1:]
+    if thinking.begin is not None and output[:1] != [thinking.begin]:
+        return
+    if len(begun) == thinking.budget and thinking.end not in begun:
+        logits[:] = np.where(np.arange(len(logits)) == thinking.end, np.float32(0), -np.inf)
 
 
 def _penalize(logits: Array, prompt: list[int], output: list[int], sampling: Sampling) -> None:

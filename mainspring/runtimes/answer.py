@@ -100,7 +100,12 @@ class Answer:
         self._arrived.set()
 
     def _last(self) -> Chunk:
-        usage = Usage(prompt=self.prompt, cached=self.cached, output=self.output)
+        usage = Usage(
+            prompt=self.prompt,
+            cached=self.cached,
+            output=self.output,
+            reasoning=sum(choice.reasoning for choice in self._choices),
+        )
         before = (Event("arrival", self._request.arrival), Event("tokenized", self._tokenized))
         timelines = [
             choice.timeline(before, flight.replays)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Protocol
 
 from mainspring.runtimes.prompt import Prompt
+from mainspring.runtimes.reader import Part, Reader
 from mainspring.runtimes.stops import Stops
 from mainspring.runtimes.tokenizer import Tokenizer
 from mainspring.types import Chunk, Event, Finish, Sampling, Timeline, Token, TokenTime
@@ -47,7 +49,8 @@ class Choice:
     """Turns the tokens of one sequence into text, until a stop string or the Engine ends it.
 
     `continues` says that the text goes on from the prompt, as a completion does and a chat reply
-    does not. `grammar`, compiled, is what it is held to, byte for byte.
+    does not. `reader` tells a chat reply's reasoning and tool calls apart, and of special tokens
+    those that are `shown` to it. `grammar`, compiled, is what it is held to, byte for byte.
     """
 
     def __init__(
@@ -59,11 +62,15 @@ class Choice:
         *,
         stop: Sequence[str] = (),
         continues: bool = False,
+        reader: Reader | None = None,
+        shown: Mapping[int, str] = MappingProxyType({}),
         grammar: str = "",
     ) -> None:
         self.index = index
         self.output = 0
         """tokens so far; those after a stop string are not counted"""
+        self.reasoning = 0
+        """of these, in reasoning"""
         self.cached = 0
         self.finish: Finish | None = None
         self.times: list[TokenTime] = []
@@ -72,8 +79,10 @@ class Choice:
         self.prompt = prompt.ids
         self.sampling = sampling
         self.grammar = grammar
-        self._text = tokenizer.detokenizer(prompt.ids if continues or grammar else ())
+        before = prompt.ids if continues or grammar else ()
+        self._text = tokenizer.detokenizer(before, shown)
         self._stops = Stops(stop)
+        self._reader = reader or Reader(None, None)
         self._echo = prompt.echo
         self._scored = sampling.prompt_logprobs is None
         """whether prompt log-probabilities are no longer awaited"""
@@ -86,8 +95,8 @@ class Choice:
         """The Chunk that this Output makes; None when it brings no text yet."""
         if not self.output:
             self.cached = output.cached  # a replay reads what this very choice had computed
-        text = self._echo
-        self._echo = ""
+        text, self._echo = self._echo, ""
+        parts = [Part(content=text)]
         reason: str | int | None = None
         last = len(output.tokens) - 1
         for place, id in enumerate(output.tokens):
@@ -97,18 +106,28 @@ class Choice:
                 break  # the token that ends a choice is no part of its text
             if output.logprobs:
                 self._score(id, output.logprobs[place])
-            piece, stopped = self._feed(id)
+            piece, reason = self._feed(id)
             text += piece
-            if stopped is not None:
-                self.finish, reason = Finish.STOP, stopped
+            parts.append(self._read(piece))
+            if reason is not None:
+                self.finish = Finish.STOP
+            elif self._reader.done:
+                self.finish = Finish.TOOL_CALLS
+            if self.finish is not None:
                 break
         if self.finish is None and output.finish is not None:
             rest, stopped = self._stops.feed(self._text.end())
-            text += rest if stopped is not None else rest + self._stops.end()
+            rest = rest if stopped is not None else rest + self._stops.end()
+            text += rest
+            parts.append(self._reader.feed(rest))
             self.finish = output.finish if stopped is None else Finish.STOP
             reason = output.stop_reason if stopped is None else stopped
+        if self.finish is not None:
+            parts.append(self._reader.end())
+            if self.finish is Finish.STOP and self._reader.called:
+                self.finish = Finish.TOOL_CALLS
         self.events += output.events
-        return self._chunk(text, self._prompt_tokens(output), reason)
+        return self._chunk(text, parts, self._prompt_tokens(output), reason)
 
     def timeline(self, before: Sequence[Event], replays: Sequence[float]) -> Timeline:
         """The story of the choice; `before` happened in the server, `replays` are times."""
@@ -127,16 +146,33 @@ class Choice:
             return self._stops.skip(piece), None
         return self._stops.feed(piece)
 
+    def _read(self, piece: str) -> Part:
+        """Tell the text of a token apart, and whether the token is reasoning."""
+        before = self._reader.reasoning
+        part = self._reader.feed(piece)
+        self.reasoning += before or self._reader.reasoning
+        return part
+
     def _chunk(
-        self, text: str, prompt: tuple[Token, ...], reason: str | int | None
+        self,
+        text: str,
+        parts: Sequence[Part],
+        prompt: tuple[Token, ...],
+        reason: str | int | None,
     ) -> Chunk | None:
+        """`text` is what the `parts` were read from."""
         self._given += len(text)
         tokens = self._released()
-        if not (text or tokens or prompt or self.finish):
+        content = "".join(part.content for part in parts)
+        reasoning = "".join(part.reasoning for part in parts)
+        calls = tuple(call for part in parts for call in part.calls)
+        if not (content or reasoning or calls or tokens or prompt or self.finish):
             return None
         return Chunk(
             index=self.index,
-            text=text,
+            text=content,
+            reasoning=reasoning,
+            calls=calls,
             tokens=tokens,
             prompt_tokens=prompt,
             finish=self.finish,

@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import codecs
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-__all__ = ["ByteDetokenizer", "Detokenizer", "TokenBytes", "WindowDetokenizer"]
+__all__ = [
+    "ByteDetokenizer",
+    "Detokenizer",
+    "ShowingDetokenizer",
+    "TokenBytes",
+    "WindowDetokenizer",
+]
 
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 REPLACEMENT = "\ufffd"
@@ -94,6 +100,21 @@ class ByteDetokenizer:
         kept = data[1:] if data.startswith(b" ") else data
         self._strip = self._strip - 1 if len(kept) < len(data) and not kept else 0
         return kept
+
+
+class ShowingDetokenizer:
+    """Writes some of the tokens that another one leaves out; `shown` has their texts."""
+
+    def __init__(self, inner: Detokenizer, shown: Mapping[int, str]) -> None:
+        self._inner = inner
+        self._shown = shown
+
+    def feed(self, id: int) -> str:
+        text = self._shown.get(id)
+        return self._inner.feed(id) if text is None else self._inner.end() + text
+
+    def end(self) -> str:
+        return self._inner.end()
 
 
 class WindowDetokenizer:

@@ -20,6 +20,7 @@ from mainspring.runtimes.admission import Admission
 from mainspring.runtimes.answer import Answer
 from mainspring.runtimes.choice import Choice
 from mainspring.runtimes.flight import Placed
+from mainspring.runtimes.forms import Forms
 from mainspring.runtimes.grammars import Grammars
 from mainspring.runtimes.lane import Lane, Stuck
 from mainspring.runtimes.prompt import Prompt, Prompts
@@ -68,6 +69,7 @@ class LLMRuntime:
         self._grammars = Grammars(self._vocabulary)
         self._info: ModelInfo | None = None
         self._defaults: dict[str, Any] = {}
+        self._forms = Forms()
         self._admission = Admission(name, config, self.stats)
         self._idle = asyncio.Event()
         self._idle.set()
@@ -115,6 +117,7 @@ class LLMRuntime:
                 task.cancel()
             await asyncio.gather(worker, tokenizer, template, return_exceptions=True)
             raise
+        self._forms = await self._template.forms()
         ready = worker.result()
         return ready, Prompts(self.name, tokenizer.result(), ready.context, ready.vocabulary)
 
@@ -257,18 +260,28 @@ class LLMRuntime:
         sampling = self._filled(request)
         for prompt in prompts:
             self._prompts.check(prompt, sampling)
-        grammar = await self._grammars.compile(request.grammar) if request.grammar else ""
+        wanted = request.grammar
+        if chat:
+            wanted = self._forms.grammar(request, prompts[0].text, self._prompts.tokenizer)
+        grammar = await self._grammars.compile(wanted) if wanted else ""
         seed = secrets.randbelow(SEEDS) if request.seed is None else request.seed
         choices: list[Choice] = []
+        tokenizer, forms = self._prompts.tokenizer, self._forms
+        shown = tokenizer.shown(forms.texts(request)) if chat else {}
         for prompt in prompts:
+            thinking = forms.thinking(request, prompt.text, tokenizer) if chat else None
             for _ in range(request.n):
                 choice = Choice(
                     len(choices),
-                    self._prompts.tokenizer,
+                    tokenizer,
                     prompt,
-                    msgspec.structs.replace(sampling, seed=(seed + len(choices)) % SEEDS),
+                    msgspec.structs.replace(
+                        sampling, seed=(seed + len(choices)) % SEEDS, thinking=thinking
+                    ),
                     stop=request.stop,
                     continues=not chat,
+                    reader=forms.reader(request, prompt.text) if chat else None,
+                    shown=shown,
                     grammar=grammar,
                 )
                 choices.append(choice)
@@ -292,16 +305,18 @@ class LLMRuntime:
 
     async def _chat(self, request: Request) -> Prompt:
         assert self._prompts is not None and self._template is not None
-        prompts, asked = self._prompts, request.template_variables
-        if asked and not self._template_variables:
+        prompts, forms = self._prompts, self._forms
+        if request.template_variables and not self._template_variables:
             raise BadRequest(
                 "chat_template_kwargs are not allowed here; the operator can allow them with "
                 "--template-variables",
                 param="chat_template_kwargs",
             )
+        forms.check(request)
+        variables = forms.template_variables(request)
         said = sum(len(message.content or "") for message in request.messages)
         guarded = await self._in_thread(
-            lambda: prompts.guard(request.messages, asked), reading_seconds(said)
+            lambda: prompts.guard(request.messages, variables, forms), reading_seconds(said)
         )
         text = await self._template.render(guarded)
         return await self._in_thread(

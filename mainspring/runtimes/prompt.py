@@ -9,7 +9,9 @@ import msgspec
 from msgspec import Struct
 
 from mainspring.errors import BadRequest, ContextLength, ModelError
+from mainspring.runtimes.forms import Forms
 from mainspring.runtimes.infill import infill
+from mainspring.runtimes.reasoning import FIELD
 from mainspring.runtimes.tokenizer import Guard, Tokenizer
 from mainspring.types import Message, Sampling
 
@@ -26,6 +28,8 @@ class Prompt(Struct, frozen=True):
     echo: str = ""
     field: str = PROMPT
     """of the Request that it was made from, for errors"""
+    text: str = ""
+    """of a conversation, as the template wrote it"""
 
 
 class Guarded(Struct, frozen=True):
@@ -49,13 +53,18 @@ class Prompts:
         self._context = context
         self._vocabulary = vocabulary
 
-    def guard(self, messages: Sequence[Message], variables: Mapping[str, Any]) -> Guarded:
+    def guard(
+        self,
+        messages: Sequence[Message],
+        variables: Mapping[str, Any],
+        forms: Forms = Forms(),  # noqa: B008 - frozen
+    ) -> Guarded:
         """The messages for the chat template. Raises ContextLength or BadRequest."""
         if reserved := sorted(RESERVED & variables.keys()):
             raise BadRequest(
                 f"chat_template_kwargs cannot set {reserved[0]}", param="chat_template_kwargs"
             )
-        fields = [_fields(message) for message in messages]
+        fields = [_fields(message, forms) for message in messages]
         texts = list(_texts([fields, variables]))
         self._check_bytes(sum(map(_bytes, texts)), MESSAGES)
         guard = Guard(self.tokenizer.special, texts)
@@ -65,7 +74,8 @@ class Prompts:
     def chat(self, text: str, mark: str) -> Prompt:
         """The prompt of a rendered conversation. Raises ContextLength."""
         self._check_slices(text, MESSAGES)
-        return Prompt(self._known(self.tokenizer.encode_guarded(text, mark)), field=MESSAGES)
+        ids = self._known(self.tokenizer.encode_guarded(text, mark))
+        return Prompt(ids, field=MESSAGES, text=text)
 
     def complete(self, prompt: str | Sequence[int], *, echo: bool, suffix: str = "") -> Prompt:
         """The prompt of a completion: whoever sends it writes all of it, special tokens included.
@@ -172,19 +182,26 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
 
 
-def _fields(message: Message) -> dict[str, Any]:
-    """A message as templates take it: absent fields are absent, call arguments are objects."""
+def _fields(message: Message, forms: Forms) -> dict[str, Any]:
+    """A message as the template takes it: absent fields are absent."""
     fields: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.name is not None:
         fields["name"] = message.name
     if message.tool_call_id is not None:
         fields["tool_call_id"] = message.tool_call_id
+    if message.reasoning is not None:
+        fields[forms.marks.field if forms.marks else FIELD] = message.reasoning
     if message.tool_calls:
-        fields["tool_calls"] = [_call(call) for call in message.tool_calls]
+        objects = forms.tools is None or forms.tools.objects
+        calls = message.tool_calls
+        fields["tool_calls"] = [_call(call) for call in calls] if objects else list(calls)
+        if forms.tools and not message.content:
+            fields["content"] = forms.tools.empty
     return fields
 
 
 def _call(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The call with its arguments as an object."""
     function = call.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
         return dict(call)

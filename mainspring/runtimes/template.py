@@ -7,13 +7,15 @@ A request never brings a template of its own. What the checkpoint's template may
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from mainspring.errors import BadRequest, ModelError
+from mainspring.errors import BadRequest, MainspringError, ModelError
 from mainspring.runtimes.child import Child, ChildLate, ChildLost
+from mainspring.runtimes.forms import Forms, learn_forms
 from mainspring.runtimes.prompt import Guarded
 
 __all__ = [
@@ -27,6 +29,8 @@ STARTING_SECONDS = 4.0
 CONFIG_LIMIT = 16 << 20
 TEMPLATE_LIMIT = 1 << 20
 RENDERER = Path(__file__).with_name("renderer.py")
+MARK = "\ue000"
+"""that no text of our own holds"""
 TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token")
 
 
@@ -70,6 +74,7 @@ class ChatTemplate:
         self._files = files
         self._lock = asyncio.Lock()
         self._child = Child(RENDERER)
+        self._forms: Forms | None = None
 
     @property
     def pid(self) -> int | None:
@@ -82,6 +87,24 @@ class ChatTemplate:
 
     async def stop(self) -> None:
         await self._child.kill()
+
+    async def forms(self) -> Forms:
+        """How the model writes reasoning and tool calls, as far as the template shows."""
+        if self._forms is None:
+            self._forms = Forms()
+            with contextlib.suppress(ProcessLost, TooSlow):  # a template that is fit for little
+                if self._files.source is not None:
+                    self._forms = await learn_forms(self._try, self._files.source)
+        return self._forms
+
+    async def _try(self, messages: list[Any], variables: dict[str, Any]) -> str | None:
+        """The rendering of our own messages; None where the template refuses them."""
+        try:
+            return await self.render(Guarded(messages, variables, MARK))
+        except (ProcessLost, TooSlow):
+            raise
+        except MainspringError:
+            return None
 
     async def render(self, guarded: Guarded) -> str:
         """The prompt for the messages.

@@ -12,8 +12,9 @@ import contextlib
 import re
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -24,6 +25,7 @@ from mainspring.errors import BadRequest, ModelError
 from mainspring.runtimes.detokenizer import (
     ByteDetokenizer,
     Detokenizer,
+    ShowingDetokenizer,
     TokenBytes,
     WindowDetokenizer,
 )
@@ -247,11 +249,25 @@ class Tokenizer:
 
     # Ids to text ----------------------------------------------------------------------------------
 
-    def detokenizer(self, before: Sequence[int] = ()) -> Detokenizer:
-        """The text state of a choice that goes on from the tokens `before`; none: begins."""
-        if self._simple:
-            return ByteDetokenizer(self._bytes, first=not before)
-        return WindowDetokenizer(self._decode, before)
+    def detokenizer(
+        self, before: Sequence[int] = (), shown: Mapping[int, str] = MappingProxyType({})
+    ) -> Detokenizer:
+        """The text state of a choice that goes on from the tokens `before`; none: begins.
+
+        Special tokens have no text but for those `shown`.
+        """
+        simple = ByteDetokenizer(self._bytes, first=not before) if self._simple else None
+        state = simple or WindowDetokenizer(self._decode, before)
+        return ShowingDetokenizer(state, shown) if shown else state
+
+    def shown(self, texts: Iterable[str]) -> dict[int, str]:
+        """The special tokens that occur in the texts, for `detokenizer`."""
+        found = {match for text in texts for match in self.special.pattern.findall(text)}
+        return {self.special.tokens[text].id: text for text in found}
+
+    def added_token(self, text: str) -> int | None:
+        """The id of a token that is never read as anything else; None: this is none."""
+        return next((id for id, content in self._added.items() if content == text), None)
 
     def decode(self, ids: Sequence[int], *, special: bool = False) -> str:
         """The text of the ids, special tokens left out, or written by their names."""

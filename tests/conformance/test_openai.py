@@ -294,6 +294,7 @@ def test_echo_and_logprobs(client: openai.OpenAI) -> None:
         ({"stop": ["a"] * 17}, "stop"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"extra_body": {"chat_template": "{{ x }}"}}, "chat_template"),
     ],

@@ -13,7 +13,17 @@ from mainspring.dialects import sse
 from mainspring.dialects.openai.logprobs import ChoiceLogprobs, prompt_logprobs_field
 from mainspring.dialects.openai.request import Ask
 from mainspring.errors import MainspringError
-from mainspring.types import Chunk, Finish, ModelInfo, Task, Timeline, Timings, Token, Usage
+from mainspring.types import (
+    CallPiece,
+    Chunk,
+    Finish,
+    ModelInfo,
+    Task,
+    Timeline,
+    Timings,
+    Token,
+    Usage,
+)
 
 __all__ = [
     "Stream",
@@ -53,18 +63,36 @@ class Stream:
             choice = self._logprobs[chunk.index] = ChoiceLogprobs(self._ask.request)
             if self._chat:
                 out.append(self._frame(chunk.index, {"role": "assistant", "content": ""}))
-        if chunk.text or chunk.tokens or chunk.prompt_tokens:
-            logprobs = choice.add(chunk.prompt_tokens, chunk.tokens)
-            piece = {"content": chunk.text} if self._chat else chunk.text
-            out.append(self._frame(chunk.index, piece, logprobs))
+        out += self._pieces(chunk, choice)
         if chunk.finish is not None:
             # The last finish waits for the timings, which come with the final Chunk.
             if self._held is not None:
                 out.append(self._event(self._held))
-            piece = {} if self._chat else ""
+            piece: dict[str, Any] | str = {} if self._chat else ""
             self._held = self._body(chunk.index, piece, None, chunk.finish)
             self._held["choices"][0]["stop_reason"] = chunk.stop_reason
         return b"".join(out)
+
+    def _pieces(self, chunk: Chunk, choice: ChoiceLogprobs) -> list[bytes]:
+        """The events of what a Chunk brings; its tokens go with the first."""
+        pieces: list[dict[str, Any] | str] = []
+        if chunk.reasoning:
+            pieces.append({self._ask.reasoning: chunk.reasoning})
+        if chunk.text:
+            pieces.append(self._text(chunk.text))
+        pieces += ({"tool_calls": [call_fields(call)]} for call in chunk.calls)
+        tokens = bool(chunk.tokens or chunk.prompt_tokens)
+        if tokens and not pieces:
+            pieces = [self._text("")]
+        logprobs = choice.add(chunk.prompt_tokens, chunk.tokens) if pieces else None
+        nothing = choice.add((), ()) if pieces else None
+        return [
+            self._frame(chunk.index, piece, nothing if number else logprobs)
+            for number, piece in enumerate(pieces)
+        ]
+
+    def _text(self, text: str) -> dict[str, Any] | str:
+        return {"content": text} if self._chat else text
 
     def error(self, error: MainspringError) -> bytes:
         """An error after the answer has begun; nothing but `end` may follow."""
@@ -87,7 +115,7 @@ class Stream:
         return b"".join(out)
 
     def _frame(
-        self, index: int, piece: dict[str, str] | str, logprobs: dict[str, Any] | None = None
+        self, index: int, piece: dict[str, Any] | str, logprobs: dict[str, Any] | None = None
     ) -> bytes:
         return self._event(self._body(index, piece, logprobs, None))
 
@@ -99,7 +127,7 @@ class Stream:
     def _body(
         self,
         index: int,
-        piece: dict[str, str] | str,
+        piece: dict[str, Any] | str,
         logprobs: dict[str, Any] | None,
         finish: Finish | None,
     ) -> dict[str, Any]:
@@ -127,11 +155,21 @@ class _Choice:
 
     def __init__(self, ask: Ask) -> None:
         self.text: list[str] = []
+        self.reasoning: list[str] = []
+        self.calls: list[dict[str, Any]] = []
         self.prompt_tokens: list[Token] = []
         self.tokens: list[Token] = []
         self.finish: Finish | None = None
         self.stop_reason: str | int | None = None
         self.logprobs = ChoiceLogprobs(ask.request)
+
+    def add_call(self, piece: CallPiece) -> None:
+        if piece.name:
+            fields = call_fields(piece)
+            del fields["index"]  # a stream's alone
+            self.calls.append(fields)
+        else:
+            self.calls[piece.index]["function"]["arguments"] += piece.arguments
 
 
 class Whole:
@@ -150,6 +188,9 @@ class Whole:
         if choice is None:
             choice = self._choices[chunk.index] = _Choice(self._ask)
         choice.text.append(chunk.text)
+        choice.reasoning.append(chunk.reasoning)
+        for call in chunk.calls:
+            choice.add_call(call)
         choice.tokens += chunk.tokens
         choice.prompt_tokens += chunk.prompt_tokens
         if chunk.finish is not None:
@@ -172,12 +213,19 @@ class Whole:
             answer["prompt_logprobs"] = prompt_logprobs_field(self._choices[0].prompt_tokens)
         return encode(answer)
 
+    def _message(self, choice: _Choice, text: str) -> dict[str, Any]:
+        content = None if choice.calls and not text else text
+        message = {"role": "assistant", "content": content, "refusal": None}
+        if reasoning := "".join(choice.reasoning):
+            message[self._ask.reasoning] = reasoning
+        return {**message, "tool_calls": choice.calls} if choice.calls else message
+
     def _choice(self, index: int, chat: bool) -> dict[str, Any]:
         choice = self._choices[index]
         text = "".join(choice.text)
         fields: dict[str, Any] = {"index": index}
         if chat:
-            fields["message"] = {"role": "assistant", "content": text, "refusal": None}
+            fields["message"] = self._message(choice, text)
         else:
             fields["text"] = text
         fields["logprobs"] = choice.logprobs.add(choice.prompt_tokens, choice.tokens)
@@ -186,6 +234,14 @@ class Whole:
         if not chat and self._ask.prompt_logprobs:
             fields["prompt_logprobs"] = prompt_logprobs_field(choice.prompt_tokens)
         return fields
+
+
+def call_fields(piece: CallPiece) -> dict[str, Any]:
+    """A piece of a tool call; the first one names it."""
+    if not piece.name:
+        return {"index": piece.index, "function": {"arguments": piece.arguments}}
+    function = {"name": piece.name, "arguments": piece.arguments}
+    return {"index": piece.index, "id": piece.id, "type": "function", "function": function}
 
 
 def usage_fields(usage: Usage) -> dict[str, Any]:

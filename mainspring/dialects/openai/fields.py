@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from msgspec import Meta, Struct
 
 from mainspring.dialects.openai.grammar import GuidedFields
+from mainspring.dialects.openai.tools import (
+    TOOLS_LIMIT,
+    ToolCallFields,
+    ToolChoiceFields,
+    ToolFields,
+)
 from mainspring.errors import BadRequest
 
 __all__ = [
@@ -38,6 +44,7 @@ Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 StopText = Annotated[str, Meta(min_length=1, max_length=STOP_LENGTH)]
 Name = Annotated[str, Meta(min_length=1, max_length=256)]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class StreamOptions(Struct, frozen=True):
@@ -85,8 +92,10 @@ class MessageFields(Struct, frozen=True):
     role: str
     content: str | list[Part] | None = None
     name: Annotated[str, Meta(max_length=256)] | None = None
-    tool_calls: list[dict[str, Any]] | None = None
+    tool_calls: list[ToolCallFields] | None = None
     tool_call_id: Annotated[str, Meta(max_length=256)] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
 
 
 class ChatFields(SharedFields, frozen=True, kw_only=True):
@@ -95,6 +104,11 @@ class ChatFields(SharedFields, frozen=True, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Top | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: Annotated[list[ToolFields], Meta(max_length=TOOLS_LIMIT)] | None = None
+    tool_choice: str | ToolChoiceFields | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    thinking_token_budget: Annotated[int, Meta(ge=0, le=INT32)] | None = None
 
 
 class CompletionFields(SharedFields, frozen=True, kw_only=True):
@@ -145,8 +159,6 @@ def ignored_fields(raw: dict[str, Any], known: tuple[str, ...]) -> tuple[str, ..
     ignored = []
     for name, value in raw.items():
         if name in known or name in HARMLESS or value is None:
-            continue
-        if name == "tools" and raw.get("tool_choice") == "none":
             continue
         if name not in REFUSED:
             ignored.append(name)

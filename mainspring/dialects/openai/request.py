@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 from msgspec import Struct
 
 from mainspring.dialects.body import read_body
@@ -16,6 +17,7 @@ from mainspring.dialects.openai.fields import (
     ignored_fields,
 )
 from mainspring.dialects.openai.grammar import grammar_of
+from mainspring.dialects.openai.tools import called, read_tools
 from mainspring.errors import BadRequest, Forbidden
 from mainspring.types import Message, Request, Sampling, Task
 
@@ -34,6 +36,7 @@ SAMPLING_FIELDS = (
     "min_tokens",
     "ignore_eos",
 )
+REASONING, OFF = "reasoning_content", "off"
 CHOICES_IN_ALL = 256
 """`n` times the number of prompts at most."""
 
@@ -48,14 +51,26 @@ class Ask(Struct, frozen=True, kw_only=True):
     include_usage: bool = False
     prompt_logprobs: bool = False
     """Asked for by name; `echo` with `logprobs` needs them in the Request too."""
+    reasoning: str = REASONING
+    """The field of a message that reasoning goes to."""
     ignored: tuple[str, ...] = ()
     """Fields of the body that have no effect here."""
 
 
 def parse_chat(
-    body: bytes, *, id: str, arrival: float, created: int, tenant: str, template_variables: bool
+    body: bytes,
+    *,
+    id: str,
+    arrival: float,
+    created: int,
+    tenant: str,
+    template_variables: bool,
+    reasoning: str = REASONING,
 ) -> Ask:
-    """A body of /v1/chat/completions. Raises BadRequest or Forbidden with the place."""
+    """A body of /v1/chat/completions. Raises BadRequest or Forbidden with the place.
+
+    `reasoning` is the field of the answer that reasoning goes to; "off": it stays in the content.
+    """
     fields, raw = read_body(body, ChatFields)
     variables = fields.chat_template_kwargs or {}
     if variables and not template_variables:
@@ -75,10 +90,15 @@ def parse_chat(
         task=Task.CHAT,
         messages=messages_of(fields.messages),
         template_variables=variables,
+        **read_tools(fields.tools, fields.tool_choice, fields.parallel_tool_calls),
+        reasoning=reasoning != OFF,
+        reasoning_effort=fields.reasoning_effort,
+        thinking_budget=fields.thinking_token_budget,
         sampling=_sampling(fields, limit, logprobs, fields.prompt_logprobs),
         **_shared(fields, arrival, tenant),
     )
-    return _ask(request, fields, raw, created)
+    ask = _ask(request, fields, raw, created)
+    return msgspec.structs.replace(ask, reasoning=reasoning)
 
 
 def parse_completion(body: bytes, *, id: str, arrival: float, created: int, tenant: str) -> Ask:
@@ -179,7 +199,9 @@ def _message(fields: MessageFields, path: str) -> Message:
             f"{path}.role: unknown role {fields.role[:40]!r}; use one of {', '.join(ROLES)}",
             param=f"{path}.role",
         )
-    calls = tuple(fields.tool_calls or ())
+    calls = tuple(
+        called(call, f"{path}.tool_calls[{i}]") for i, call in enumerate(fields.tool_calls or ())
+    )
     if fields.content is None and not (fields.role == "assistant" and calls):
         raise BadRequest(
             f"{path}.content: expected a string or a list of text parts", param=f"{path}.content"
@@ -191,6 +213,7 @@ def _message(fields: MessageFields, path: str) -> Message:
         name=fields.name,
         tool_calls=calls,
         tool_call_id=fields.tool_call_id,
+        reasoning=fields.reasoning_content or fields.reasoning,
     )
 
 

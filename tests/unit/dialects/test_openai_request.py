@@ -235,7 +235,6 @@ def test_messages_with_tools_in_the_past() -> None:
 @pytest.mark.parametrize(
     ("field", "asks", "nothing"),
     [
-        ("tools", [{"type": "function"}], []),
         ("modalities", ["text", "audio"], ["text"]),
         ("audio", {"voice": "x"}, None),
         ("functions", [{}], []),
@@ -255,7 +254,62 @@ def test_what_would_change_the_answer_is_refused(field: str, asks: Any, nothing:
 
 
 def test_tools_that_may_not_be_called_do_nothing() -> None:
-    assert chat(tools=[{"type": "function"}], tool_choice="none") == chat()
+    assert chat(tools=[tool("f")], tool_choice="none") == chat()
+
+
+def tool(name: str, **parameters: Any) -> dict[str, Any]:
+    function = {"name": name, "parameters": parameters} if parameters else {"name": name}
+    return {"type": "function", "function": function}
+
+
+def test_tools_arrive_as_templates_take_them() -> None:
+    schema = {"type": "object", "properties": {"x": {"type": "string"}}}
+    request = chat(tools=[tool("f", **schema), tool("g")], parallel_tool_calls=False).request
+    assert [t["function"]["name"] for t in request.tools] == ["f", "g"]
+    assert request.tools[0]["function"]["parameters"] == schema
+    assert request.tools[1]["function"]["parameters"] == {"type": "object", "properties": {}}
+    assert (request.must_call, request.parallel_calls) == ((), False)
+    assert chat(tools=[tool("f"), tool("g")], tool_choice="required").request.must_call == (
+        "f",
+        "g",
+    )
+    named = {"type": "function", "function": {"name": "g"}}
+    request = chat(tools=[tool("f"), tool("g")], tool_choice=named).request
+    assert (request.must_call, request.parallel_calls) == (("g",), False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "place"),
+    [
+        ({"tools": [{"type": "function"}]}, "tools[0].function"),
+        ({"tools": [{"type": "custom"}]}, "tools[0].type"),
+        ({"tools": [tool("f"), tool("a b")]}, "tools[1].function.name"),
+        ({"tools": [tool("f"), tool("f")]}, "tools[1].function.name"),
+        ({"tools": [tool("f", type="array")]}, "tools[0].function.parameters.type"),
+        ({"tools": [tool("f", properties=[])]}, "tools[0].function.parameters.properties"),
+        ({"tools": [tool("f", properties={"a": 1})]}, "tools[0].function.parameters.properties.a"),
+        ({"tools": [tool("f", required="a")]}, "tools[0].function.parameters.required"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "sometimes", "tools": [tool("f")]}, "tool_choice"),
+        (
+            {"tool_choice": {"type": "function", "function": {"name": "g"}}, "tools": [tool("f")]},
+            "tool_choice.function.name",
+        ),
+        ({"reasoning_effort": "enormous"}, "reasoning_effort"),
+        ({"thinking_token_budget": -1}, "thinking_token_budget"),
+    ],
+)
+def test_what_is_wrong_with_tools_has_a_place(fields: dict[str, Any], place: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        chat(**fields)
+    assert caught.value.param == place
+
+
+def test_reasoning() -> None:
+    message = {"role": "assistant", "content": "a", "reasoning": "b"}
+    ask = chat(messages=[*HI, message], reasoning_effort="low", thinking_token_budget=7)
+    assert ask.request.messages[1].reasoning == "b"
+    assert (ask.request.reasoning_effort, ask.request.thinking_budget) == ("low", 7)
 
 
 def test_harmless_fields_are_listed() -> None:

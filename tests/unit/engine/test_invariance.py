@@ -16,7 +16,7 @@ from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.reference import generate
 from mainspring.engine.weights import load_model
 from mainspring.kernels import Format, Kernels, KvFormat, load_kernels
-from mainspring.types import Finish, Sampling
+from mainspring.types import Finish, Sampling, Thinking
 from tests.tiny import tiny_checkpoint
 from tests.unit.engine.toy import EOS, VOCABULARY, Clock, Toy
 
@@ -43,7 +43,13 @@ def random_sampling(rng: random.Random) -> Sampling:
         ignore_eos=rng.random() < 0.4,
         logprobs=maybe(0.2, rng.randint(0, 3), None),
         prompt_logprobs=maybe(0.1, rng.randint(0, 3), None),
+        thinking=maybe(0.2, random_thinking(rng), None),
     )
+
+
+def random_thinking(rng: random.Random) -> Thinking:
+    begin = rng.choice([None, rng.randrange(VOCABULARY)])
+    return Thinking(rng.randint(0, 15), rng.randrange(EOS), begin)
 
 
 @dataclass
