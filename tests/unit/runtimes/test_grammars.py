@@ -135,7 +135,7 @@ def test_what_is_said_is_of_hundreds_of_schemas(llm: LLM) -> None:
         (Grammar("json_schema", json.dumps(NODE)), lambda text: "next" in json.loads(text)),
         (Grammar("json_schema", "true"), lambda text: json.loads(text) is not ...),
     ],
-    ids=str,
+    ids=lambda value: value.kind if isinstance(value, Grammar) else "",
 )
 def test_every_kind_is_followed_to_its_end(llm: LLM, grammar: Grammar, matches: Any) -> None:
     blanks = dict.fromkeys(llm._prompts.tokenizer.encode(" \t\r\n"), -20.0)
