@@ -12,6 +12,7 @@
 #include "blocks.h"
 #include "checks.h"
 #include "cpu.h"
+#include "dequantize.h"
 #include "low_rank.h"
 #include "matrices.h"
 #include "views.h"
@@ -30,6 +31,21 @@ Activation activation_of(const std::string& name) {
   if (name == "gelu_tanh") return Activation::gelu_tanh;
   if (name == "clamped_silu") return Activation::clamped_silu;
   refuse("activation must be silu, gelu_tanh or clamped_silu, not " + name);
+}
+
+void dequantize(const std::string& name, const Input& data, const InOut& out) {
+  const BlockFormat* format = block_format(name);
+  if (format == nullptr) refuse(name.substr(0, 100) + " is no block format");
+  const std::int64_t bytes = length_of(data, "data"), blocks = bytes / format->bytes;
+  if (bytes % format->bytes) refuse("data must hold whole blocks");
+  check<std::uint8_t>(data, "data", {bytes});
+  check<float>(out, "out", {blocks * format->values});
+  const auto* from = static_cast<const std::uint8_t*>(data.data());
+  auto* to = static_cast<float*>(out.data());
+  nb::gil_scoped_release release;
+  for (std::int64_t i = 0; i < blocks; ++i) {
+    format->read(from + i * format->bytes, to + i * format->values);
+  }
 }
 
 class Kernels {
@@ -311,6 +327,7 @@ NB_MODULE(_native, m) {
   using namespace nb::literals;
   m.def("usable", usable);
   m.def("load", load, "isa"_a, "threads"_a);
+  m.def("dequantize", dequantize, "format"_a, "data"_a, "out"_a.noconvert());
   nb::class_<Weight>(m, "Weight")
       .def_ro("n", &Weight::n)
       .def_ro("k", &Weight::k)

@@ -1,22 +1,26 @@
-"""A Hugging Face checkpoint directory: config.json and safetensors files, read and distrusted."""
+"""Checkpoints, and the kind that is a Hugging Face directory: config.json and safetensors files,
+read and distrusted.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
 
 from mainspring.errors import ModelError
 from mainspring.kernels import Array
 
-__all__ = ["Checkpoint", "Stamp", "Tensor"]
+__all__ = [
+    "Checkpoint", "LastFile", "SafetensorsCheckpoint", "Stamp", "Tensor", "exactly", "reading",
+]  # fmt: skip
 
 JSON_LIMIT = 16 << 20
 HEADER_LIMIT = 100_000_000
@@ -60,43 +64,61 @@ class Stamp(NamedTuple):
         return cls(found.st_size, found.st_ctime_ns, found.st_ino)
 
 
-class Checkpoint:
-    """One directory. Headers are read and checked at once, tensors when asked for.
+class Checkpoint(Protocol):
+    """A model's files. Headers are read and checked when it is made, tensors when asked for.
 
     Tensors are read, not mapped: nothing of the files stays in memory after packing, and a file
     that shrinks while it is read is an error, not a crash. Raises ModelError naming file and
     reason; messages hold no path of this machine.
     """
 
-    CONFIG = "config.json"
-    WEIGHTS = "model.safetensors"
+    config: dict[str, Any]
+    """config.json, or what the files say in its place"""
+    generation: dict[str, Any]
+    """generation_config.json"""
+    stamps: dict[str, Stamp]
+    """of each file when it was first opened"""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.tensors: dict[str, Tensor] = {}
-        self.stamps: dict[str, Stamp] = {}
-        """of each file when it was first opened"""
-        self._last: tuple[str, BinaryIO] | None = None
-        with _reading("the checkpoint"):
-            if not path.is_dir():
-                raise ModelError(f"{path.name} is not a directory with a checkpoint")
-            self.config = self._json(self.CONFIG, required=True)
-            self.generation = self._json("generation_config.json", required=False)
-            for file, names in self._shards():
-                self._read_header(file, names)
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
+
+    def dtype_of(self, name: str) -> np.dtype[Any]:
+        """Of what `read` gives: float32, float16, or uint16 holding the bits of bfloat16."""
+        ...
 
     def read(self, name: str, out: Array, index: int = 0) -> None:
         """Fill `out`, C-contiguous and of the tensor's dtype, with as many numbers as it holds.
 
         They begin at the `index`-th part of that size: 0 where `out` takes the whole tensor.
         """
-        tensor = self.tensors[name]
+        ...
+
+    def close(self) -> None:
+        """Close the file that the last `read` left open."""
+        ...
+
+
+Open = Callable[[str], BinaryIO]
+
+
+class LastFile:
+    """Reads tensors. A file stays open for the next one: with many experts there are many."""
+
+    def __init__(self) -> None:
+        self._last: tuple[str, BinaryIO] | None = None
+
+    def read(self, open: Open, name: str, tensor: Tensor, out: Array, start: int = 0) -> None:
+        """Fill `out` with the bytes of the tensor called `name`, from its byte `start` on.
+
+        `open` gives an unbuffered file by its name.
+        """
         view = out.reshape(-1).view(np.uint8).data
-        if (index + 1) * len(view) > tensor.nbytes:
-            raise ModelError(f"{tensor.file}: {name} has {tensor.nbytes} bytes, too few")
-        with _reading(tensor.file):
-            file = self._kept(tensor.file)
-            file.seek(tensor.start + index * len(view))
+        with reading(tensor.file):
+            if self._last is None or self._last[0] != tensor.file:
+                self.close()
+                self._last = tensor.file, open(tensor.file)
+            file = self._last[1]
+            file.seek(tensor.start + start)
             done = 0
             while done < len(view):
                 count = file.readinto(view[done:])  # type: ignore[attr-defined]
@@ -105,20 +127,40 @@ class Checkpoint:
                 done += count
 
     def close(self) -> None:
-        """Close the file that the last `read` left open."""
         if self._last is not None:
             self._last[1].close()
             self._last = None
 
-    def _kept(self, name: str) -> BinaryIO:
-        """The open file, kept for the next tensor: with many experts there are many."""
-        if self._last is None or self._last[0] != name:
-            self.close()
-            self._last = name, self._open(name)
-        return self._last[1]
+
+class SafetensorsCheckpoint:
+    """One directory."""
+
+    CONFIG = "config.json"
+    WEIGHTS = "model.safetensors"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tensors: dict[str, Tensor] = {}
+        self.stamps: dict[str, Stamp] = {}
+        self._last = LastFile()
+        with reading("the checkpoint"):
+            if not path.is_dir():
+                raise ModelError(f"{path.name} is not a directory with a checkpoint")
+            self.config = self._json(self.CONFIG, required=True)
+            self.generation = self._json("generation_config.json", required=False)
+            for file, names in self._shards():
+                self._read_header(file, names)
+
+    def read(self, name: str, out: Array, index: int = 0) -> None:
+        tensor = self.tensors[name]
+        if (index + 1) * out.nbytes > tensor.nbytes:
+            raise ModelError(f"{tensor.file}: {name} has {tensor.nbytes} bytes, too few")
+        self._last.read(self._open, name, tensor, out, index * out.nbytes)
+
+    def close(self) -> None:
+        self._last.close()
 
     def dtype_of(self, name: str) -> np.dtype[Any]:
-        """float32, float16, or uint16 holding the bits of bfloat16."""
         tensor = self.tensors[name]
         if tensor.dtype not in DTYPES:
             raise ModelError(
@@ -153,7 +195,7 @@ class Checkpoint:
         if not required and not (self.path / name).exists():
             return {}
         with self._open(name) as file:
-            data = _exactly(file, min(os.fstat(file.fileno()).st_size, JSON_LIMIT + 1), name)
+            data = exactly(file, min(os.fstat(file.fileno()).st_size, JSON_LIMIT + 1), name)
         if len(data) > JSON_LIMIT:
             raise ModelError(f"{name} is larger than {JSON_LIMIT >> 20} MiB")
         return _parse(data, name)
@@ -197,7 +239,7 @@ class Checkpoint:
     def _no_weights(self) -> ModelError:
         names = sorted(entry.name for entry in self.path.iterdir())
         if any(name.endswith(".gguf") for name in names):
-            return ModelError("GGUF files are not read; take the model's safetensors form")
+            return ModelError("a directory of GGUF files: give the path of one of them")
         if pickles := [name for name in names if name.endswith(PICKLES)]:
             return ModelError(
                 f"{_list(pickles)} may run code when opened, so it is not; convert to safetensors: "
@@ -209,12 +251,12 @@ class Checkpoint:
     def _read_header(self, file: str, expected: set[str] | None) -> None:
         with self._open(file) as stream:
             size = os.fstat(stream.fileno()).st_size
-            length = int.from_bytes(_exactly(stream, 8, file), "little")
+            length = int.from_bytes(exactly(stream, 8, file), "little")
             if not 2 <= length <= min(HEADER_LIMIT, size - 8):
                 raise ModelError(
                     f"{file}: header length {length} does not fit a file of {size} bytes"
                 )
-            header = _parse(_exactly(stream, length, file), file)
+            header = _parse(exactly(stream, length, file), file)
         found = _entries(header, file, 8 + length, size)
         if expected is not None and (missing := sorted(expected - found.keys())):
             raise ModelError(f"{file} lacks {_list(missing)}, which {self._index} places there")
@@ -226,7 +268,7 @@ class Checkpoint:
 
 
 @contextmanager
-def _reading(name: str) -> Iterator[None]:
+def reading(name: str) -> Iterator[None]:
     """The disk's own errors are the checkpoint's."""
     try:
         yield
@@ -279,7 +321,8 @@ def _counts(values: Any) -> bool:
     )
 
 
-def _exactly(file: BinaryIO, count: int, name: str) -> bytes:
+def exactly(file: BinaryIO, count: int, name: str) -> bytes:
+    """The next `count` bytes of the file called `name`. Raises ModelError where it ends before."""
     parts = []
     while count > 0:
         part = file.read(count)

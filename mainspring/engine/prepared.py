@@ -84,9 +84,11 @@ class Table(Struct, frozen=True, forbid_unknown_fields=True):
     matrices: tuple[Matrix, ...]
 
 
-def prepared_path(directory: Path, format: Format) -> Path:
-    """Where the prepared form of a checkpoint lies."""
-    return directory / f"{format}.prepared"
+def prepared_path(path: Path, format: Format) -> Path:
+    """Where the prepared form of a checkpoint lies: in its directory, or beside its file."""
+    if path.suffix == ".gguf":
+        return path.with_name(f"{path.name}.{format}.prepared")
+    return path / f"{format}.prepared"
 
 
 class WritingSource(Source):

@@ -1,4 +1,4 @@
-"""From a checkpoint directory to a loaded model, and to a prepared one."""
+"""From a checkpoint to a loaded model, and to a prepared one."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from typing import Any, TypeVar, get_args
 import numpy as np
 
 from mainspring.engine.architectures import Architecture, Family, ModelShape, find_family
-from mainspring.engine.checkpoint import Checkpoint
+from mainspring.engine.checkpoint import Checkpoint, SafetensorsCheckpoint
 from mainspring.engine.fields import Fields
+from mainspring.engine.gguf.checkpoint import GgufCheckpoint
 from mainspring.engine.mxfp4 import Mxfp4Checkpoint
 from mainspring.engine.plan import Plan
 from mainspring.engine.prepared import (
@@ -44,12 +45,12 @@ from mainspring.kernels import (
 )
 
 __all__ = [
-    "Checkpoint",
     "CheckpointInfo",
     "inspect_checkpoint",
     "inspect_config",
     "load_model",
     "load_prepared",
+    "open_checkpoint",
     "prepare_model",
     "random_model",
     "rounding_error",
@@ -100,9 +101,11 @@ class CheckpointInfo:
         return replace(self, weight_bytes=weights, kv_bytes=kv)
 
 
-def open_checkpoint(path: Path) -> Checkpoint | QuantizedCheckpoint | Mxfp4Checkpoint:
-    """The checkpoint in directory `path`. Raises ModelError."""
-    checkpoint = Checkpoint(path)
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at `path`: a directory in Hugging Face's layout, or a GGUF file."""
+    if path.suffix == ".gguf":
+        return GgufCheckpoint(path)
+    checkpoint = SafetensorsCheckpoint(path)
     given = checkpoint.config.get("quantization_config")
     if given is None:
         return checkpoint
@@ -119,7 +122,7 @@ def load_model(
     context: int = 0,
     progress: Progress | None = None,
 ) -> Architecture:
-    """Load the checkpoint in directory `path`, packed for `kernels` in `format`.
+    """Load the checkpoint at `path`, packed for `kernels` in `format`.
 
     `context` 0 serves as many positions as the checkpoint was made for; more is refused.
     `progress(done, total)` is called with bytes as tensors are read. The whole checkpoint is
@@ -159,7 +162,7 @@ def load_prepared(
 def prepare_model(
     path: Path, kernels: Kernels, *, format: Format, progress: Progress | None = None
 ) -> Path:
-    """Write the prepared file of the checkpoint in directory `path` and return where it is.
+    """Write the prepared file of the checkpoint at `path` and return where it is.
 
     Raises as `load_model`; BadRequest where nothing may be written or the kernels are the
     reference, InsufficientMemory when the disk is too small, Conflict when another process
@@ -176,7 +179,7 @@ def prepare_model(
         with replacing(place) as file:
             source = opened.source(WritingSource, kernels, format)
             matrices = source.write(file, opened.family.build)
-            if Checkpoint(path).stamps != stamps:
+            if open_checkpoint(path).stamps != stamps:
                 raise ModelError("the checkpoint was changed while it was read: prepare it again")
             write_table(file, Table(kernels.layout, format, stamps, matrices))
     return place

@@ -34,6 +34,7 @@ __all__ = [
     "Weight",
     "WeightFormat",
     "blocks_of",
+    "dequantize",
     "kv_token_bytes",
     "load_kernels",
 ]
@@ -367,6 +368,17 @@ def load_kernels(isa: str = "auto", threads: int = 0) -> Kernels:
     from mainspring.kernels.cpu import load_cpu_kernels
 
     return load_cpu_kernels(isa, threads)
+
+
+def dequantize(format: str, data: Array, out: Array) -> None:
+    """Blocks of a GGUF file, uint8 [blocks * bytes], as float32 [blocks * numbers] in `out`.
+
+    `format` is one of ggml's names (Q4_K); equal to gguf-py bit for bit. Raises ValueError for a
+    format not known and for sizes that do not fit.
+    """
+    from mainspring.kernels import _native
+
+    _native.dequantize(format, data, out)
 
 
 def bf16_bits(x: Array) -> Array:

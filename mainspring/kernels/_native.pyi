@@ -38,3 +38,5 @@ def usable() -> list[str]:
     """Instruction sets that this CPU can run, best first."""
 
 def load(isa: str, threads: int) -> Kernels: ...
+def dequantize(format: str, data: Array, out: Array) -> None:
+    """Blocks of a GGUF file, uint8 [blocks * bytes], as float32 [blocks * values] in `out`."""

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mainspring.engine.weights import Checkpoint, inspect_checkpoint, load_model
+from mainspring.engine.weights import inspect_checkpoint, load_model, open_checkpoint
 from mainspring.errors import ModelError
 from mainspring.kernels import bf16_bits, load_kernels
 from tests.tiny import tiny_checkpoint, tiny_config, tiny_tensors
@@ -270,14 +270,14 @@ def test_a_disk_that_fails(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def readinto(self, buffer: object) -> int:
             raise OSError(5, "Input/output error", str(path))
 
-    checkpoint = Checkpoint(path)
+    checkpoint = open_checkpoint(path)
     monkeypatch.setattr(checkpoint, "_open", lambda name: Broken())
     with pytest.raises(ModelError, match=r"^model.safetensors cannot be read: Input/output error$"):
         checkpoint.read(NORM, np.empty(64, np.float32))
 
 
 def test_file_that_shrinks_while_it_is_read(path: Path) -> None:
-    checkpoint = Checkpoint(path)
+    checkpoint = open_checkpoint(path)
     last = max(checkpoint.tensors, key=lambda name: checkpoint.tensors[name].start)
     os.truncate(path / WEIGHTS, 100_000)
     out = np.empty(checkpoint.tensors[last].shape, np.float32)
@@ -300,7 +300,7 @@ def test_bf16_bits_are_read_as_they_are(path: Path) -> None:
     text = json.dumps({"x": {"dtype": "BF16", "shape": [64], "data_offsets": [0, 128]}}).encode()
     data = len(text).to_bytes(8, "little") + text + bf16_bits(values).tobytes()
     (path / WEIGHTS).write_bytes(data)
-    checkpoint = Checkpoint(path)
+    checkpoint = open_checkpoint(path)
     out = np.empty(64, checkpoint.dtype_of("x"))
     checkpoint.read("x", out)
     checkpoint.close()

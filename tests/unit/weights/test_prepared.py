@@ -20,10 +20,9 @@ import pytest
 
 from mainspring.config import ModelConfig
 from mainspring.engine import prepared
-from mainspring.engine.checkpoint import Checkpoint
 from mainspring.engine.prepared import END, MAGIC, PreparedFile, Unusable
 from mainspring.engine.quantize import FORMATS
-from mainspring.engine.weights import load_model, load_prepared, prepare_model
+from mainspring.engine.weights import load_model, load_prepared, open_checkpoint, prepare_model
 from mainspring.errors import BadRequest, Conflict, InsufficientMemory, ModelError
 from mainspring.kernels import Format, load_kernels
 from mainspring.runtimes.loading import load
@@ -284,7 +283,7 @@ def test_a_new_one_takes_the_place_of_the_old(checkpoint: Path) -> None:
         first = file.stat().st_ino
         assert prepare_model(checkpoint, KERNELS, format="int8") == file
         assert file.stat().st_ino != first
-        assert old.table.files == Checkpoint(checkpoint).stamps
+        assert old.table.files == open_checkpoint(checkpoint).stamps
     assert {path.name for path in checkpoint.glob("*prepared*")} == {"int8.prepared"}
 
 
