@@ -213,8 +213,8 @@ def _scaling(facts: Facts, config: Config, factors: Mapping[str, list[float]]) -
             "rope_type": "longrope",
             "long_factor": long,
             "short_factor": factors.get("rope_factors_short.weight"),
-            "original_max_position_embeddings": trained,
         }
+        config["original_max_position_embeddings"] = trained
         if facts.has("rope.scaling.attn_factor"):
             scaling["attention_factor"] = facts.amount("rope.scaling.attn_factor")
         return scaling
