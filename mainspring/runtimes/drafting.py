@@ -12,6 +12,7 @@ from mainspring.config import ModelConfig
 from mainspring.engine.weights import CheckpointInfo, inspect_checkpoint
 from mainspring.errors import BadRequest, ModelError
 from mainspring.registry import resolve
+from mainspring.runtimes.tokenizer_json import tokenizer_json
 
 __all__ = ["Drafting", "find_draft"]
 
@@ -70,6 +71,6 @@ def find_draft(
 def _tokens(path: Path) -> _Tokens | None:
     """None where there is no readable tokenizer; for the model itself others say why."""
     try:
-        return msgspec.json.decode((path / "tokenizer.json").read_bytes(), type=_Tokens)
-    except (OSError, msgspec.DecodeError):
+        return msgspec.json.decode(tokenizer_json(path), type=_Tokens)
+    except (ModelError, msgspec.DecodeError):
         return None

@@ -16,6 +16,7 @@ import msgspec
 from mainspring.errors import BadRequest, MainspringError, ModelError
 from mainspring.runtimes.child import Child, ChildLate, ChildLost
 from mainspring.runtimes.forms import Forms, learn_forms
+from mainspring.runtimes.gguf import gguf_template
 from mainspring.runtimes.prompt import Guarded
 
 __all__ = [
@@ -160,6 +161,8 @@ def _text_of(reply: Reply) -> str:
 
 def read_template(path: Path) -> TemplateFiles:
     """Find the checkpoint's template and its special tokens. Raises ModelError."""
+    if path.suffix == ".gguf":
+        return _files(*gguf_template(path))
     config = _json(path / "tokenizer_config.json")
     tokens = {**_json(path / "special_tokens_map.json"), **config}
     variables = {name: text for name in TOKENS if (text := _token_text(tokens.get(name)))}
@@ -176,6 +179,10 @@ def read_template(path: Path) -> TemplateFiles:
         raise ModelError(
             "tokenizer_config.json: chat_template is neither a text nor a list of them"
         )
+    return _files(source, variables)
+
+
+def _files(source: str | None, variables: dict[str, str]) -> TemplateFiles:
     if source is not None and len(source) > TEMPLATE_LIMIT:
         raise ModelError(f"the chat template is larger than {TEMPLATE_LIMIT >> 10} KiB")
     return TemplateFiles(source, variables)

@@ -30,11 +30,10 @@ from mainspring.runtimes.detokenizer import (
     WindowDetokenizer,
 )
 from mainspring.runtimes.protocol import Vocabulary
+from mainspring.runtimes.tokenizer_json import FILE, tokenizer_json
 
 __all__ = ["AddedToken", "Guard", "SpecialTokens", "Tokenizer"]
 
-FILE = "tokenizer.json"
-FILE_LIMIT = 64 << 20
 GROWTH_LIMIT = 64
 """times that the replacements of a normalizer or decoder may lengthen a text"""
 TOKEN_LIMIT = 1 << 14
@@ -146,7 +145,7 @@ class Tokenizer:
     """
 
     def __init__(self, path: Path) -> None:
-        data = _read(path)
+        data = tokenizer_json(path)
         self._library = _load(data)
         try:
             file = msgspec.json.decode(data, type=TokenizerFile)
@@ -332,23 +331,6 @@ class Tokenizer:
         state = ByteDetokenizer(self._bytes, first=True)
         ours = "".join([*map(state.feed, sample), state.end()])
         return ours == self._decode(sample)
-
-
-def _read(path: Path) -> bytes:
-    file = path / FILE
-    try:
-        if file.stat().st_size > FILE_LIMIT:
-            raise ModelError(f"{FILE} is larger than {FILE_LIMIT >> 20} MiB")
-        return file.read_bytes()
-    except FileNotFoundError as error:
-        if (path / "tokenizer.model").exists():
-            raise ModelError(
-                f"the checkpoint has tokenizer.model but no {FILE}; write it with "
-                "transformers: AutoTokenizer.from_pretrained(DIRECTORY).save_pretrained(DIRECTORY)"
-            ) from error
-        raise ModelError(f"{FILE} is missing from the checkpoint") from error
-    except OSError as error:
-        raise ModelError(f"{FILE} cannot be read: {error.strerror}") from error
 
 
 def _load(data: bytes) -> tokenizers.Tokenizer:

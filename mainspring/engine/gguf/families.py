@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from mainspring.engine.fields import Fields
-from mainspring.engine.gguf.header import Header, Strings
+from mainspring.engine.gguf.header import Header, Metadata
 from mainspring.errors import ModelError
 
 __all__ = ["EXPERT", "FACTORS", "Layout", "find_layout"]
@@ -67,12 +66,11 @@ ENDS = {
 CONTROL = 3
 
 
-class Facts(Fields):
+class Facts(Metadata):
     """The metadata of one file. A name without a dot is the architecture's own."""
 
     def __init__(self, header: Header, file: str) -> None:
-        super().__init__(header.pairs, where=file)
-        self.header = header
+        super().__init__(header, file)
         self.architecture = self.choice("general.architecture", None, LAYOUTS)
 
     def own(self, name: str) -> str:
@@ -93,19 +91,6 @@ class Facts(Fields):
 
     def amount(self, name: str, default: float | None = None) -> float:
         return self.number(self.own(name), default, high=1e15)
-
-    def strings(self, key: str) -> list[str]:
-        value = self.values.get(key)
-        if not isinstance(value, Strings):
-            raise self.refuse(key, "must be a list of strings")
-        return value.list()
-
-    def array(self, key: str) -> Any:
-        """A list of numbers as a numpy array; absent: empty."""
-        value = self.values.get(key, np.zeros(0, np.int32))
-        if not isinstance(value, np.ndarray):
-            raise self.refuse(key, "must be a list of numbers")
-        return value
 
 
 def _nothing(facts: Facts, config: Config) -> Config:

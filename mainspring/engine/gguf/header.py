@@ -14,11 +14,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mainspring.engine.checkpoint import Stamp, Tensor, exactly
+from mainspring.engine.checkpoint import Stamp, Tensor, exactly, reading
+from mainspring.engine.fields import Fields
 from mainspring.errors import ModelError
 from mainspring.kernels import Array
 
-__all__ = ["BLOCKS", "Header", "Strings", "open_regular", "row_bytes"]
+__all__ = ["Header", "Metadata", "open_regular", "read_metadata", "row_bytes"]
 
 MAGIC = b"GGUF"
 FIRST, HEADER_LIMIT = 16 << 20, 64 << 20
@@ -171,6 +172,33 @@ class Strings:
         return found
 
 
+class Metadata(Fields):
+    """The pairs of a header, read with types and limits checked."""
+
+    def __init__(self, header: Header, file: str) -> None:
+        super().__init__(header.pairs, where=file)
+        self.header = header
+
+    def strings(self, key: str) -> list[str]:
+        value = self.values.get(key)
+        if not isinstance(value, Strings):
+            raise self.refuse(key, "must be a list of strings")
+        return value.list()
+
+    def array(self, key: str) -> Any:
+        """A list of numbers as a numpy array; absent: empty."""
+        value = self.values.get(key, np.zeros(0, np.int32))
+        if not isinstance(value, np.ndarray):
+            raise self.refuse(key, "must be a list of numbers")
+        return value
+
+    def text(self, key: str, default: str | None = None) -> str:
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise self.refuse(key, "must be a string")
+        return value
+
+
 class Cursor:
     """Walks over the first bytes of a file. Raises Short past them, ModelError if they are all."""
 
@@ -252,6 +280,13 @@ def row_bytes(dtype: str, k: int) -> int:
     """Bytes of a row of `k` numbers."""
     values, nbytes = BLOCKS[dtype]
     return k // values * nbytes
+
+
+def read_metadata(path: Path) -> Metadata:
+    """What the file at `path` says of itself. Raises ModelError."""
+    file, _ = open_regular(path)
+    with reading(path.name), file:
+        return Metadata(Header(file, path.name), path.name)
 
 
 def open_regular(path: Path) -> tuple[BinaryIO, Stamp]:
