@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
-__all__ = ["U32", "convert", "dump", "write_gguf"]
+from tests.tiny import CHAT_TEMPLATE, tiny_config, tiny_tensors, tiny_tokenizer
+
+__all__ = ["U32", "convert", "dump", "tiny_gguf", "tokenizer_pairs", "write_gguf"]
 
 TYPE_IDS = {
     "F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q5_0": 6, "Q5_1": 7, "Q8_0": 8, "Q2_K": 10,
@@ -68,6 +72,33 @@ def _value(value: Any) -> tuple[int, bytes]:
         return 8, _string(value)
     kind = _value(value[0])[0] if len(value) else 5
     return 9, struct.pack("<IQ", kind, len(value)) + b"".join(_value(v)[1] for v in value)
+
+
+def tiny_gguf(path: Path, **changes: Any) -> Path:
+    """What `tests.tiny.tiny_checkpoint` writes, as a GGUF file."""
+    config = tiny_config(**changes)
+    pairs, tensors = convert(config, tiny_tensors(config))
+    return write_gguf(path, {**pairs, **tokenizer_pairs(tiny_tokenizer(), CHAT_TEMPLATE)}, tensors)
+
+
+def tokenizer_pairs(tokenizer: Tokenizer, template: str = "", way: str = "gpt-2") -> dict[str, Any]:
+    """Of a byte-level tokenizer; `<|end|>` ends a text."""
+    file = json.loads(tokenizer.to_str())
+    tokens = [tokenizer.id_to_token(i) for i in range(tokenizer.get_vocab_size())]
+    kinds = [1] * len(tokens)
+    for added in file["added_tokens"]:
+        kinds[added["id"]] = 3 if added["special"] else 4
+    merges = [m if isinstance(m, str) else " ".join(m) for m in file["model"]["merges"]]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": way,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.eos_token_id": U32(tokens.index("<|end|>")),
+        "tokenizer.ggml.add_bos_token": False,
+        **({"tokenizer.chat_template": template} if template else {}),
+    }
 
 
 # From Hugging Face to llama.cpp -------------------------------------------------------------------

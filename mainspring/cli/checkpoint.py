@@ -8,7 +8,12 @@ from typing import Any
 
 import msgspec
 
-from mainspring.engine.weights import CheckpointInfo, inspect_checkpoint, inspect_config
+from mainspring.engine.weights import (
+    CheckpointInfo,
+    inspect_checkpoint,
+    inspect_config,
+    open_checkpoint,
+)
 from mainspring.errors import ModelError
 from mainspring.registry import resolve
 from mainspring.registry.verify import read_limited
@@ -26,7 +31,7 @@ class Subject:
     config: dict[str, Any]
     info: CheckpointInfo
     path: Path | None
-    """the checkpoint's directory; None when only a config.json was given"""
+    """the checkpoint; None when only a config.json was given"""
 
 
 def subject_of(model: str, home: Path) -> Subject:
@@ -40,10 +45,14 @@ def subject_of(model: str, home: Path) -> Subject:
 
 
 def config_of(model: str, home: Path) -> dict[str, Any]:
-    """The config.json of a name, a directory or its own path; weights need not be there."""
+    """The config.json of a name, a directory or its own path, or what a GGUF file says instead.
+
+    Of a directory the weights need not be there.
+    """
     if model.endswith(".json"):
         return read_config(Path(model).expanduser())
-    return read_config(resolve(model, home).path / "config.json")
+    path = resolve(model, home).path
+    return open_checkpoint(path).config if path.is_file() else read_config(path / "config.json")
 
 
 def inspect_config_file(path: Path) -> CheckpointInfo:

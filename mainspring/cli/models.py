@@ -14,6 +14,7 @@ from mainspring.config import Config
 from mainspring.errors import BadRequest, MainspringError, ModelError, ModelNotFound
 from mainspring.registry import EMBEDDED, ModelPath, resolve
 from mainspring.registry.catalog import Catalog
+from mainspring.registry.files import directory_of
 from mainspring.registry.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -72,8 +73,9 @@ def row_of(name: str, home: Path) -> dict[str, Any]:
         else:
             row["source"] = "in the package" if name == EMBEDDED else "put there"
         found = resolve(name, home)
-        row |= {"path": str(found.path), "digest": found.digest, "size": bytes_of(found.path)}
-        row["prepared"] = [file.stem for file in prepared_in(found.path)]
+        row |= {"path": str(found.path), "digest": found.digest}
+        row["size"] = sum(files_of(found.path).values())
+        row["prepared"] = [file.stem.rpartition(".")[2] for file in prepared_of(found.path)]
         info = inspect(found)
         row |= {"family": info.family, "parameters": info.parameters}
     except MainspringError as error:
@@ -86,17 +88,19 @@ def manifest_of(name: str, home: Path) -> Manifest | None:
     return entry.manifest if entry else None
 
 
-def prepared_in(directory: Path) -> list[Path]:
-    """The files that `mainspring prepare` made there, whether they still fit or not."""
+def prepared_of(path: Path) -> list[Path]:
+    """The files that `mainspring prepare` made of a checkpoint, whether they still fit or not."""
     from mainspring.engine.prepared import prepared_path
     from mainspring.engine.quantize import FORMATS
 
-    paths = (prepared_path(directory, format) for format in FORMATS)
+    paths = (prepared_path(path, format) for format in FORMATS)
     return [path for path in paths if path.is_file()]
 
 
-def bytes_of(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.iterdir() if path.is_file())
+def files_of(path: Path) -> dict[str, int]:
+    """The sizes of a checkpoint's files, and of those made of it."""
+    files = [path, *prepared_of(path)] if path.is_file() else path.iterdir()
+    return {file.name: file.stat().st_size for file in files if file.is_file()}
 
 
 def inspect(found: ModelPath) -> CheckpointInfo:
@@ -136,7 +140,7 @@ def check(found: ModelPath, manifest: Manifest | None) -> None:
         raise BadRequest(
             f"{found.name!r} has no recorded digests to verify: `mainspring pull` records them"
         )
-    if damage := manifest.damage(found.path, contents=True):
+    if damage := manifest.damage(directory_of(found.path), contents=True):
         raise BadRequest(
             f"{found.name!r}: {'; '.join(damage)}: `mainspring rm {found.name}` and pull it again"
         )
@@ -147,7 +151,7 @@ def describe(found: ModelPath, manifest: Manifest | None, info: CheckpointInfo) 
     from mainspring.engine.weights import rounding_error
     from mainspring.runtimes.template import read_template
 
-    files = {path.name: path.stat().st_size for path in found.path.iterdir() if path.is_file()}
+    files = files_of(found.path)
     sums = {file.name: file.sha256 for file in manifest.files} if manifest else {}
     return {
         "name": found.name,
@@ -258,7 +262,7 @@ def forget(catalog: Catalog, name: str) -> int:
         return freed  # what cannot be read can still be removed
     if entry is None or entry.path == place:
         return freed
-    files = prepared_in(entry.path)
+    files = prepared_of(entry.path)
     freed += delete_blocks(entry.path, catalog.home)
     freed += sum(file.stat().st_size for file in files)
     for file in files:

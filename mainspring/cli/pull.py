@@ -15,8 +15,9 @@ from mainspring.cli.render import size
 from mainspring.cli.settings import config_from, setting_options
 from mainspring.config import Config
 from mainspring.errors import BadRequest
+from mainspring.registry.files import GGUF
 from mainspring.registry.manifest import Manifest
-from mainspring.registry.pull import Progress, pull_directory, pull_from_hub
+from mainspring.registry.pull import Progress, pull_from_hub, pull_path
 
 if TYPE_CHECKING:
     import rich.progress
@@ -30,7 +31,8 @@ __all__ = ["pull"]
     examples="""
     mainspring pull Qwen/Qwen2.5-0.5B-Instruct
     mainspring pull Qwen/Qwen2.5-0.5B-Instruct@main --name chat
-    mainspring pull ./checkpoint --name mine          copy a directory
+    mainspring pull bartowski/Qwen2.5-0.5B-Instruct-GGUF:Q4_K_M    one of its GGUF files
+    mainspring pull ./checkpoint --name mine          copy a directory or a GGUF file
     mainspring pull ./checkpoint --name mine --link   leave it where it is
     HF_ENDPOINT=https://hub.example HF_TOKEN=... mainspring pull team/private
     """,
@@ -38,20 +40,23 @@ __all__ = ["pull"]
 @click.argument("source")
 @click.option("--revision", help="Branch, tag or commit of the hub's repository. [default: main]")
 @click.option("--name", default="", help="What to call it here. [default: the id]")
-@click.option("--link", is_flag=True, help="A directory stays in its place; only digests are kept.")
+@click.option(
+    "--link", is_flag=True, help="What is here stays in its place; only digests are kept."
+)
 def pull(source: str, revision: str | None, name: str, link: bool, home: str | None) -> None:
-    """Bring SOURCE, a Hugging Face id (OWNER/NAME[@REVISION]) or a directory, into the home.
+    """Bring SOURCE into the home: a Hugging Face id, OWNER/NAME[@REVISION], or a path.
 
-    Only the files a model needs are fetched, each checked against the hub's digest, the revision
-    pinned to its commit. An interrupted pull goes on where it stopped when the command is run
-    again. Pickle weights are refused. HF_ENDPOINT names another hub, HF_TOKEN a token.
+    Of a repository of GGUF files OWNER/NAME:TAG names one, by how it is stored (Q4_K_M) or by the
+    file's name. Only the files a model needs are fetched, each checked against the hub's digest,
+    the revision pinned to its commit. An interrupted pull goes on where it stopped when the command
+    is run again. Pickle weights are refused. HF_ENDPOINT names another hub, HF_TOKEN a token.
     """
     place = Path(config_from({"home": home}).home)
     with resumable(), shown_progress() as progress:
-        if is_directory(source):
+        if is_path(source):
             if revision:
-                raise BadRequest(f"{source} is a directory, which has no revision: leave it out")
-            manifest = pull_directory(
+                raise BadRequest(f"{source} is a path, which has no revision: leave it out")
+            manifest = pull_path(
                 Path(source).expanduser(), place, name=name, link=link, progress=progress,
                 check=refuse_unknown_family,
             )  # fmt: skip
@@ -70,12 +75,15 @@ def resumable() -> Iterator[None]:
         raise
 
 
-def is_directory(source: str) -> bool:
+def is_path(source: str) -> bool:
     """A path by its form is never looked up on a hub; OWNER/NAME is one if it exists here."""
     by_form = source.startswith((".", "/", "~"))
-    exists = "\0" not in source and Path(source).expanduser().is_dir()
+    path = Path(source.replace("\0", "")).expanduser()
+    exists = path.is_dir() or (path.suffix == GGUF and path.is_file())
     if by_form and not exists:
-        raise BadRequest(f"{source!r} is not a directory: give one, or OWNER/NAME of a hub")
+        raise BadRequest(
+            f"{source!r} is not a directory or a {GGUF} file: give one, or OWNER/NAME of a hub"
+        )
     return exists
 
 
@@ -84,22 +92,28 @@ def from_hub(
 ) -> Manifest:
     from mainspring.registry.hub import Hub
 
+    source, _, tag = source.partition(":")
     id, _, after = source.partition("@")
     if after and revision and after != revision:
         raise BadRequest(f"two revisions, {after!r} and {revision!r}: give one")
     if link:
-        raise BadRequest("--link is for directories: leave it out")
+        raise BadRequest("--link is for directories and files: leave it out")
     return pull_from_hub(
-        Hub.from_environment(), id, home, revision=revision or after or "main", name=name,
+        Hub.from_environment(), id, home, revision=revision or after or "main", tag=tag,
+        name=name,
         progress=progress, check=refuse_unknown_family,
     )  # fmt: skip
 
 
-def refuse_unknown_family(directory: Path) -> None:
-    """Look at config.json before gigabytes come."""
+def refuse_unknown_family(path: Path) -> None:
+    """Look at config.json before gigabytes come; at a GGUF file when it has."""
     from mainspring.cli.checkpoint import inspect_config_file
+    from mainspring.engine.weights import inspect_checkpoint
 
-    inspect_config_file(directory / "config.json")
+    if path.suffix == GGUF:
+        inspect_checkpoint(path)
+    else:
+        inspect_config_file(path / "config.json")
 
 
 def summary(manifest: Manifest) -> str:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mainspring.errors import BadRequest, ModelError
+from mainspring.registry.files import GGUF
 from mainspring.registry.manifest import MANIFEST, Manifest, read_manifest
 
-__all__ = ["Catalog", "Entry", "check_name", "is_name"]
+__all__ = ["Catalog", "Entry", "check_name", "checkpoint_in", "is_name"]
 
 PART = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?"
 NAME = re.compile(rf"{PART}(?:/{PART})?")
@@ -33,11 +34,19 @@ def is_name(name: str) -> bool:
     return NAME.fullmatch(name) is not None and ".." not in name and "--" not in name
 
 
+def checkpoint_in(directory: Path) -> Path | None:
+    """The checkpoint of a directory: itself if it has a config.json, else its only GGUF file."""
+    if (directory / "config.json").is_file():
+        return directory
+    files = list(directory.glob(f"*{GGUF}"))
+    return files[0] if len(files) == 1 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One model of the home. `manifest` is None for a directory that someone put there.
 
-    `path` holds the checkpoint: of a linked model, its source directory.
+    `path` is the checkpoint, a directory or a GGUF file: of a linked model, where it always was.
     """
 
     name: str
@@ -71,7 +80,7 @@ class Catalog:
         if not is_name(name):
             return False
         path = self.path(name)
-        return (path / MANIFEST).exists() or (path / "config.json").is_file()
+        return (path / MANIFEST).exists() or checkpoint_in(path) is not None
 
     def get(self, name: str) -> Entry | None:
         """The entry of that name. Raises ModelError when its manifest cannot be read."""
@@ -79,9 +88,12 @@ class Catalog:
             return None
         path = self.path(name)
         manifest = read_manifest(path)
-        if manifest is not None and manifest.linked:
+        if manifest is None:
+            return Entry(name, checkpoint_in(path) or path, None)
+        if manifest.linked:
             return Entry(name, Path(manifest.source), manifest)
-        return Entry(name, path, manifest)
+        single = [file.name for file in manifest.files if file.name.endswith(GGUF)]
+        return Entry(name, path / single[0] if single else path, manifest)
 
     def put(self, name: str, built: Path) -> Path:
         """Move the finished directory `built` (under `partial`) to its place, over an older one."""

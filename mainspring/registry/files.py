@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import msgspec
 
 from mainspring.errors import ModelError
 from mainspring.registry.manifest import is_plain_name
 
-__all__ = ["INDEX", "first_files", "refuse_hostile", "weight_files"]
+__all__ = [
+    "GGUF", "INDEX", "directory_of", "first_files", "gguf_files", "refuse_hostile", "weight_files",
+]  # fmt: skip
 
+GGUF = ".gguf"
+"""how a file ends that is a whole model"""
 INDEX = "model.safetensors.index.json"
 NAMED = {"config.json", "generation_config.json", "special_tokens_map.json", "added_tokens.json"}
 PREFIXES = ("tokenizer", "chat_template")
@@ -22,6 +28,45 @@ CONVERT = (
     "`mainspring pull DIRECTORY`"
 )
 SHARD_LIMIT = 4096
+TAG = re.compile(r"[-._]((?:UD[-._])?(?:I?Q\d\w*|BF16|F16|F32|FP16|FP32))\.gguf$", re.IGNORECASE)
+"""how such a file's numbers are stored, at the end of its name"""
+
+
+def directory_of(path: Path) -> Path:
+    """The directory that a checkpoint's files lie in: itself, or that of a GGUF file."""
+    return path.parent if path.suffix == GGUF else path
+
+
+def gguf_files(names: Iterable[str], tag: str, source: str) -> list[str]:
+    """The GGUF file that `tag` means: a file's name or how its numbers are stored (Q4_K_M).
+
+    Without a tag the only one, and none where the names hold safetensors. Raises ModelError with
+    what there is.
+    """
+    known = set(names)
+    if not tag and any(name.endswith(".safetensors") for name in known):
+        return []
+    found = sorted(name for name in known if name.endswith(GGUF) and "mmproj" not in name)
+    if not found and not tag:
+        return []
+    chosen = [name for name in found if not tag or _means(tag, name)]
+    tags = sorted({match[1] for name in found if (match := TAG.search(name))})
+    offered = ", ".join(tags or found) or "none"
+    if not chosen:
+        raise ModelError(f"{source} has no GGUF file {tag[:100]!r}; there are {offered}")
+    if any(not is_plain_name(name) or "-of-" in name for name in chosen):
+        raise ModelError(
+            f"{source}: {chosen[0]} is in parts or in a folder: join them with `llama-gguf-split "
+            "--merge` and pull the one file"
+        )
+    if len(chosen) == 1:
+        return chosen
+    raise ModelError(f"{source} has {len(chosen)} GGUF files: say which, as in ID:TAG; {offered}")
+
+
+def _means(tag: str, name: str) -> bool:
+    match = TAG.search(name)
+    return tag == name or (match is not None and match[1].lower() == tag.lower())
 
 
 def refuse_hostile(names: Iterable[str], source: str) -> None:
@@ -70,8 +115,6 @@ def weight_files(names: Iterable[str], source: str, read: Callable[[str], bytes]
             f"{source} has its weights only as pickle ({pickles[0]}), which can run code when "
             f"opened: {CONVERT}"
         )
-    if any(name.endswith(".gguf") for name in known):
-        raise ModelError(f"{source} has only GGUF files, which are not read yet: take the original")
     raise ModelError(f"{source} has no model.safetensors: take a repository with safetensors")
 
 

@@ -1,4 +1,4 @@
-"""From a name that a person types to the directory of a checkpoint."""
+"""From a name that a person types to a checkpoint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mainspring.errors import BadRequest, ModelError, ModelNotFound
-from mainspring.registry.catalog import Catalog, Entry, check_name, is_name
+from mainspring.registry.catalog import Catalog, Entry, check_name, checkpoint_in, is_name
+from mainspring.registry.files import GGUF, directory_of
 from mainspring.registry.verify import combined, sha256_of
 
 __all__ = ["EMBEDDED", "EMBEDDED_PATH", "ModelPath", "resolve"]
@@ -20,19 +21,20 @@ CHECKPOINT_SUFFIXES = {".json", ".safetensors", ".jinja", ".txt", ".model"}
 
 @dataclass(frozen=True, slots=True)
 class ModelPath:
-    """A checkpoint's directory, the name it is served under and, where known, its digest."""
+    """A checkpoint (directory or GGUF file), the name it is served under, its digest if known."""
 
     name: str
     path: Path
     digest: str
-    """sha256 over the files, as pulled; empty for a plain directory."""
+    """sha256 over the files, as pulled; empty for what was not."""
 
 
 def resolve(name: str, home: Path) -> ModelPath:
     """Find the checkpoint of `name`.
 
-    A name is, in this order: the embedded model, NAME=DIRECTORY, a model of the home, or an
-    existing directory, which is then served under its last part.
+    A name is, in this order: the embedded model, NAME=PATH, a model of the home (of one pulled as
+    ID:TAG also that), or the path of a directory or a GGUF file, which is then served under its
+    last part.
 
     Raises ModelNotFound with the nearest names, BadRequest for a name that cannot be one, and
     ModelError for a pulled model with missing or cut files.
@@ -42,16 +44,14 @@ def resolve(name: str, home: Path) -> ModelPath:
     if not name or name.endswith("="):
         raise BadRequest("the model's name is empty: give a name or a directory", param="model")
     if "=" in name:
-        given, _, directory = name.partition("=")
-        return ModelPath(check_name(given), _directory(directory), "")
+        given, _, path = name.partition("=")
+        return ModelPath(check_name(given), _checkpoint(path), "")
     catalog = Catalog(home)
-    if entry := catalog.get(name):
-        return ModelPath(name, entry.path, _digest(entry))
-    path = _as_path(name)
-    if path is not None and path.is_dir():
-        return ModelPath(_name_of(path), _directory(name), "")
-    if path is not None and path.is_file():
-        raise BadRequest(f"{name!r} is a file: give the directory that holds config.json")
+    if entry := catalog.get(name) or catalog.get(name.replace(":", "-")):
+        return ModelPath(entry.name, entry.path, _digest(entry))
+    found = _as_path(name)
+    if found is not None and found.exists():
+        return ModelPath(_name_of(found), _checkpoint(name), "")
     raise _not_found(name, catalog)
 
 
@@ -66,7 +66,7 @@ def _embedded() -> ModelPath:
 def _digest(entry: Entry) -> str:
     if entry.manifest is None:
         return ""
-    if damage := entry.manifest.damage(entry.path):
+    if damage := entry.manifest.damage(directory_of(entry.path)):
         what = "differs from what was linked" if entry.manifest.linked else "is damaged"
         raise ModelError(
             f"model {entry.name!r} {what} ({damage[0]}): "
@@ -82,19 +82,29 @@ def _as_path(text: str) -> Path | None:
     return Path(text).expanduser()
 
 
-def _directory(text: str) -> Path:
+def _checkpoint(text: str) -> Path:
+    """The checkpoint at a path: a directory of files or a GGUF file, also the only one there."""
     path = _as_path(text)
-    if path is None or not path.is_dir():
-        raise ModelNotFound(f"{text[:200]!r} is not a directory", param="model")
-    if not (path / "config.json").is_file():
-        raise ModelError(
-            f"{text!r} has no config.json: give the directory of a Hugging Face checkpoint"
+    if path is None or not path.exists():
+        raise ModelNotFound(f"{text[:200]!r} is not a directory or a file", param="model")
+    if path.is_dir():
+        if (found := checkpoint_in(path)) is None:
+            raise ModelError(
+                f"{text!r} has no config.json: give the directory of a Hugging Face checkpoint, or "
+                "a GGUF file"
+            )
+        path = found
+    elif path.suffix != GGUF:
+        raise BadRequest(
+            f"{text!r} is a file: give the directory that holds config.json, or a {GGUF} file"
         )
-    return path.resolve()
+    # A link keeps its name: in a hub's cache the file itself has none.
+    return path.parent.resolve() / path.name if path.suffix == GGUF else path.resolve()
 
 
 def _name_of(path: Path) -> str:
-    name = path.resolve().name
+    path = path.parent.resolve() / path.name if path.name else path.resolve()
+    name = path.stem if path.suffix == GGUF else path.resolve().name
     if not is_name(name):
         raise BadRequest(f"{name!r} cannot be a model's name: write NAME={path}")
     return name

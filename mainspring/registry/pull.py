@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,13 +24,20 @@ from mainspring.errors import (
 )
 from mainspring.registry.catalog import Catalog, check_name
 from mainspring.registry.download import Download
-from mainspring.registry.files import first_files, refuse_hostile, weight_files
+from mainspring.registry.files import (
+    GGUF,
+    directory_of,
+    first_files,
+    gguf_files,
+    refuse_hostile,
+    weight_files,
+)
 from mainspring.registry.hub import Cut, Hub, HubFile, Listing
 from mainspring.registry.manifest import Manifest, ManifestFile
 from mainspring.registry.model import EMBEDDED
 from mainspring.registry.verify import read_limited
 
-__all__ = ["Progress", "pull_directory", "pull_from_hub"]
+__all__ = ["Progress", "pull_from_hub", "pull_path"]
 
 PIECE = 4 << 20
 SMALL_LIMIT = 256 << 20
@@ -49,7 +56,8 @@ class Progress(Protocol):
 
 
 Check = Callable[[Path], None]
-"""Called with a directory that has the model's small files, before the weights come."""
+"""Called with a directory that has the model's small files, before the weights come, or with a GGUF
+file that has come."""
 
 
 def pull_from_hub(
@@ -59,21 +67,24 @@ def pull_from_hub(
     *,
     progress: Progress,
     revision: str = "main",
+    tag: str = "",
     name: str = "",
     check: Check = lambda _: None,
     pause: Callable[[float], None] = time.sleep,
 ) -> Manifest:
     """Fetch the model `id` at `revision` and put it into the home under `name` (default: the id).
 
+    `tag` says which GGUF file of several is wanted; the default name is then ID-TAG.
     The revision is pinned to its commit, every file is checked against the hub's digest, and the
     model is listed only when all of it is here. An interrupted pull goes on where it stopped.
     Raises ModelNotFound, Forbidden, ModelError, InsufficientMemory (of the disk), Unavailable.
     """
     catalog = Catalog(home)
-    name = _free_name(name or id)
+    name = _free_name(name or (f"{id}-{tag.removesuffix(GGUF)}" if tag else id))
     listing = _listing(hub, id, revision, pause)
     refuse_hostile(listing.names, hub.url(id))
-    if (here := _already(catalog, name, hub.url(id), listing.commit)) is not None:
+    whole = gguf_files(listing.names, tag, hub.url(id))
+    if (here := _already(catalog, name, hub.url(id), listing.commit, whole)) is not None:
         return here
     with _building(catalog, name, listing.commit[:12]) as directory:
         sums: dict[str, str] = {}
@@ -88,13 +99,17 @@ def pull_from_hub(
                     pause=pause,
                 ).run()  # fmt: skip
 
-        fetch(first_files(listing.names, hub.url(id)))
-        check(directory)
-        fetch(weight_files(listing.names, hub.url(id), lambda n: _small(directory / n)))
+        if whole:
+            fetch(whole)
+            check(directory / whole[0])
+        else:
+            fetch(first_files(listing.names, hub.url(id)))
+            check(directory)
+            fetch(weight_files(listing.names, hub.url(id), lambda n: _small(directory / n)))
         return _finish(catalog, name, directory, sums, hub.url(id), listing.commit)
 
 
-def pull_directory(
+def pull_path(
     source: Path,
     home: Path,
     *,
@@ -103,24 +118,28 @@ def pull_directory(
     link: bool = False,
     check: Check = lambda _: None,
 ) -> Manifest:
-    """Copy a checkpoint's directory into the home, or with `link` only record its digests.
+    """Copy a checkpoint's directory or GGUF file into the home, or `link`: only record its digests.
 
     Raises ModelError for what is no checkpoint, InsufficientMemory when the disk is too small.
     """
     catalog = Catalog(home)
     source = source.resolve()
-    name = _free_name(name or source.name)
-    names = [path.name for path in source.iterdir() if path.is_file()]
+    place = directory_of(source)
+    name = _free_name(name or source.name.removesuffix(GGUF))
     check(source)
-    wanted = first_files(names, str(source))
-    wanted += weight_files(names, str(source), lambda n: _small(source / n))
-    sizes = {file: (source / file).stat().st_size for file in wanted}
+    if place == source:
+        names = [path.name for path in source.iterdir() if path.is_file()]
+        wanted = first_files(names, str(source))
+        wanted += weight_files(names, str(source), lambda n: _small(source / n))
+    else:
+        wanted = [source.name]
+    sizes = {file: (place / file).stat().st_size for file in wanted}
     progress.files(sizes)
     with _building(catalog, name, "copy") as directory:
         if not link:
             _need_space(directory, sizes)
         sums = {
-            file: _copied(source / file, None if link else directory / file, progress)
+            file: _copied(place / file, None if link else directory / file, progress)
             for file in wanted
         }
         return _finish(catalog, name, directory, sums, str(source), "", linked=link)
@@ -149,13 +168,18 @@ def _free_name(name: str) -> str:
     return check_name(name)
 
 
-def _already(catalog: Catalog, name: str, source: str, commit: str) -> Manifest | None:
-    """The manifest of the same commit if it is here undamaged (by sizes)."""
+def _already(
+    catalog: Catalog, name: str, source: str, commit: str, files: Sequence[str]
+) -> Manifest | None:
+    """The manifest of the same commit, with these files, if it is here undamaged (by sizes)."""
     entry = catalog.get(name)
-    if entry is None or entry.manifest is None or entry.manifest.damage(entry.path):
+    if entry is None or entry.manifest is None:
         return None
-    same = (entry.manifest.source, entry.manifest.revision) == (source, commit)
-    return entry.manifest if same else None
+    manifest = entry.manifest
+    if manifest.damage(directory_of(entry.path)):
+        return None
+    same = (manifest.source, manifest.revision) == (source, commit)
+    return manifest if same and {*files} <= {file.name for file in manifest.files} else None
 
 
 def _listed(listing: Listing, name: str, hub: Hub) -> HubFile:
@@ -251,7 +275,7 @@ def _finish(
     linked: bool = False,
 ) -> Manifest:
     """Write the manifest and let the model appear in the catalog."""
-    origin = Path(source) if linked else directory
+    origin = directory_of(Path(source)) if linked else directory
     manifest = Manifest(
         name=name,
         source=source,

@@ -25,7 +25,7 @@ FOLDER = "prefix"
 
 
 def disk_place(path: Path, config: ModelConfig, home: Path, kernels: str) -> DiskPlace | None:
-    """Where the model in directory `path` may keep blocks; None when it may not.
+    """Where the model at `path` may keep blocks; None when it may not.
 
     What it left there with other weights or settings stays as far as it fits into half of
     `prefix_disk`, the least recently used being deleted first, and is taken off what this start
@@ -46,7 +46,7 @@ def disk_place(path: Path, config: ModelConfig, home: Path, kernels: str) -> Dis
 
 
 def delete_blocks(path: Path, home: Path) -> int:
-    """Delete all that the model in directory `path` kept; its bytes.
+    """Delete all that the model at `path` kept; its bytes.
 
     A process that has it open goes on with it, and the space is free when that ends.
     """
@@ -69,7 +69,8 @@ def _model(path: Path) -> str:
 def _key(path: Path, config: ModelConfig, kernels: str) -> bytes:
     """A digest of all that decides over a block's bits; files count by their stamps."""
     settings = (config.quantize, config.kv_format, config.context)
-    files = [Path(_native.__file__), path / "config.json", *sorted(path.glob("*.safetensors"))]
+    weights = [path] if path.is_file() else [path / "config.json", *path.glob("*.safetensors")]
+    files = [Path(_native.__file__), *sorted(weights)]
     stamps = [(file.name, Stamp.of(file.stat())) for file in files]
     return blake2b(repr((__version__, BLOCK, kernels, settings, stamps)).encode()).digest()
 

@@ -302,7 +302,7 @@ class LLM:
 
 def _locate(model: str | Path) -> tuple[str, Path]:
     path = Path(model).expanduser()
-    if path.is_dir():
+    if path.is_dir() or (path.suffix == ".gguf" and path.is_file()):
         return path.resolve().name, path
     found = resolve(str(model), Path(load_config().home).expanduser())
     return found.name, found.path

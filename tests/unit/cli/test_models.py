@@ -169,7 +169,7 @@ def test_pull_refuses_an_unknown_family(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("./nowhere",), "is not a directory: give one, or OWNER/NAME of a hub"),
+        (("./nowhere",), "is not a directory or a .gguf file: give one, or OWNER/NAME of a hub"),
         (("a/b@c", "--revision", "d"), "two revisions"),
         (("a/b", "--link"), "--link is for directories"),
         (("a/b/c",), "is not a model name"),

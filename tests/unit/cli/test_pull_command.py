@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from mainspring.cli import pull as pull_module
+from tests.gguf import tiny_gguf
 from tests.tiny import tiny_checkpoint
 from tests.unit.cli.conftest import Run
 from tests.unit.registry.hub_server import COMMIT, Repository, TestHub, serve_hub
@@ -69,3 +70,40 @@ def test_an_unknown_family_stops_before_the_weights(run: Run, hub: TestHub) -> N
     ran = run("pull", "owner/tiny")
     assert "'alien' is not known" in ran.err
     assert not hub.of("model.safetensors")
+
+
+def test_pull_and_use_a_gguf_file(run: Run, hub: TestHub, tmp_path: Path) -> None:
+    file = tiny_gguf(tmp_path / "x-F32.gguf")
+    hub.repositories["owner/gguf"] = Repository(
+        {"x-F32.gguf": file.read_bytes(), "x-Q8_0.gguf": b"GGUF"}, large=("x-F32.gguf",)
+    )
+    ran = run("pull", "owner/gguf:F32")
+    assert ran.code == 0, ran.err
+    name = "owner/gguf-F32"
+    known = run("show", name, "--verify", "--json").json
+    assert (known["family"], known["dtype"], known["vocabulary"]) == ("llama", "F32", 260)
+    assert "<|assistant|>" in known["chat_template"]
+    assert run("prepare", name, "--quantize", "int8").code == 0
+    (row,) = [row for row in run("list", "--json").json if row["name"] == name]
+    assert (row["prepared"], row["error"]) == (["int8"], "")
+    assert row["size"] > file.stat().st_size
+    assert f"removed {name}" in run("rm", name).out
+
+
+def test_a_gguf_file_that_is_none_is_not_listed(run: Run, hub: TestHub) -> None:
+    hub.repositories["owner/gguf"] = Repository({"x.gguf": b"GGUF" + bytes(40)})
+    ran = run("pull", "owner/gguf")
+    assert ran.code == 1
+    assert "x.gguf: byte 4: version 0; GGUF versions 2 and 3" in ran.err
+    assert "owner/gguf" not in run("list").out
+
+
+@pytest.mark.parametrize("link", [True, False])
+def test_pull_a_gguf_file_that_is_here(run: Run, tmp_path: Path, link: bool) -> None:
+    file = tiny_gguf(tmp_path / "here.gguf")
+    ran = run("pull", str(file), *(["--link"] if link else []))
+    assert ran.code == 0, ran.err
+    known = run("show", "here", "--json").json
+    assert Path(known["path"]) == file if link else Path(known["path"]).name == "here.gguf"
+    assert run("rm", "here").code == 0
+    assert file.exists()

@@ -15,7 +15,7 @@ from mainspring.errors import ModelError
 from mainspring.runtimes import tokenizer as ours
 from mainspring.runtimes.gguf import WORDS
 from mainspring.runtimes.template import read_template
-from tests.gguf import U32, write_gguf
+from tests.gguf import U32, tokenizer_pairs, write_gguf
 
 TEXTS = (
     "", " ", "   ", "\n\n", "a", " a", "Hello, world!", "HELLO'S it's IT'LL we've", "1234567 12 3",
@@ -67,27 +67,10 @@ def byte_level(way: str) -> Tokenizer:
     return tokenizer
 
 
-def pairs_of(tokenizer: Tokenizer, **more: Any) -> dict[str, Any]:
-    file = json.loads(tokenizer.to_str())
-    count = tokenizer.get_vocab_size()
-    tokens = [tokenizer.id_to_token(i) for i in range(count)]
-    kinds = [1] * count
-    for added in file["added_tokens"]:
-        kinds[added["id"]] = 3 if added["special"] else 4
-    merges = [
-        merge if isinstance(merge, str) else " ".join(merge) for merge in file["model"]["merges"]
-    ]
-    return {
-        "general.architecture": "llama",
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": kinds,
-        "tokenizer.ggml.merges": merges,
-        "tokenizer.ggml.bos_token_id": U32(tokens.index("<|begin|>")),
-        "tokenizer.ggml.eos_token_id": U32(tokens.index("<|end|>")),
-        "tokenizer.ggml.add_bos_token": False,
-        **{f"tokenizer.{key.replace('__', '.')}": value for key, value in more.items()},
-    }
+def pairs_of(tokenizer: Tokenizer, way: str) -> dict[str, Any]:
+    pairs = tokenizer_pairs(tokenizer, way=way)
+    begin = pairs["tokenizer.ggml.tokens"].index("<|begin|>")
+    return {**pairs, "tokenizer.ggml.bos_token_id": U32(begin)}
 
 
 @pytest.mark.parametrize("way", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
@@ -97,7 +80,7 @@ def test_byte_level(way: str, tmp_path: Path) -> None:
     directory.mkdir()
     theirs.save(str(directory / "tokenizer.json"))
     original = ours.Tokenizer(directory)
-    path = write_gguf(tmp_path / "m.gguf", pairs_of(theirs, ggml__pre=way), {})
+    path = write_gguf(tmp_path / "m.gguf", pairs_of(theirs, way), {})
     read = ours.Tokenizer(path)
     for text in (*TEXTS, *fuzzed()):
         ids = read.encode(text)
@@ -188,7 +171,7 @@ def test_sentencepiece(prefix: bool, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_refusals(change: dict[str, Any], words: str, tmp_path: Path) -> None:
-    pairs = {**pairs_of(byte_level("gpt-2"), ggml__pre="gpt-2"), **change}
+    pairs = {**pairs_of(byte_level("gpt-2"), "gpt-2"), **change}
     path = write_gguf(tmp_path / "m.gguf", {k: v for k, v in pairs.items() if v is not None}, {})
     with pytest.raises(ModelError) as refused:
         ours.Tokenizer(path)
@@ -196,7 +179,10 @@ def test_refusals(change: dict[str, Any], words: str, tmp_path: Path) -> None:
 
 
 def test_template(tmp_path: Path) -> None:
-    pairs = pairs_of(byte_level("gpt-2"), ggml__pre="gpt-2", chat_template="{{ bos_token }}hi")
+    pairs = {
+        **pairs_of(byte_level("gpt-2"), "gpt-2"),
+        "tokenizer.chat_template": "{{ bos_token }}hi",
+    }
     found = read_template(write_gguf(tmp_path / "m.gguf", pairs, {}))
     assert found.source == "{{ bos_token }}hi"
     assert found.variables == {"bos_token": "<|begin|>", "eos_token": "<|end|>"}

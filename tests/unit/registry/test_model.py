@@ -79,10 +79,29 @@ def test_a_directory_without_config_says_what_is_wanted(tmp_path: Path) -> None:
 
 
 def test_a_file_is_not_a_model(tmp_path: Path) -> None:
-    file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF")
-    with pytest.raises(BadRequest, match="is a file: give the directory"):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"x")
+    with pytest.raises(BadRequest, match=r"is a file: give the directory .* or a \.gguf file"):
         resolve(str(file), tmp_path)
+
+
+def test_a_gguf_file_is_a_model(tmp_path: Path) -> None:
+    file = tmp_path / "tiny-q4.0.gguf"
+    file.write_bytes(b"GGUF")
+    for name, text in (
+        ("tiny-q4.0", str(file)),
+        ("x", f"x={file}"),
+        (tmp_path.name, str(tmp_path)),
+    ):
+        found = resolve(text, tmp_path / "home")
+        assert (found.name, found.path, found.digest) == (name, file, "")
+    link = tmp_path / "hub" / "link.gguf"
+    link.parent.mkdir()
+    link.symlink_to(file)
+    assert resolve(str(link), tmp_path / "home").path == link
+    file.with_name("other.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"has no config\.json"):
+        resolve(str(tmp_path), tmp_path / "home")
 
 
 @pytest.mark.parametrize("name", ["", "x="])

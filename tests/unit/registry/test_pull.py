@@ -189,7 +189,6 @@ def test_hostile_file_names_stop_everything(hub: TestHub, tmp_path: Path, name: 
     ("files", "expected"),
     [
         ({"pytorch_model.bin": b"\x80"}, "only as pickle .pytorch_model.bin.*save_pretrained"),
-        ({"model.gguf": b"GGUF"}, "only GGUF"),
         ({"adapter_config.json": b"{}"}, r"no model\.safetensors"),
     ],
 )
@@ -205,10 +204,52 @@ def test_repositories_without_safetensors(
 
 def test_a_repository_without_config(tmp_path: Path) -> None:
     with (
-        serve_hub(owner__x=Repository({"model.gguf": b"GGUF"})) as hub,
+        serve_hub(owner__x=Repository({"README.md": b"hi"})) as hub,
         pytest.raises(ModelError, match=r"no config\.json"),
     ):
         get(hub, tmp_path, "owner/x")
+
+
+GGUFS = {"tiny-Q8_0.gguf": b"GGUF8", "tiny-Q4_K_M.gguf": b"GGUF4", "mmproj-F16.gguf": b"GGUF"}
+
+
+@pytest.mark.parametrize("tag", ["Q4_K_M", "q4_k_m", "tiny-Q4_K_M.gguf"])
+def test_one_gguf_file_of_several(tmp_path: Path, tag: str) -> None:
+    with serve_hub(owner__x=Repository(GGUFS, large=("tiny-Q4_K_M.gguf",))) as hub:
+        manifest = get(hub, tmp_path, "owner/x", tag=tag)
+        again = get(hub, tmp_path, "owner/x", tag=tag)
+    assert manifest.name == f"owner/x-{tag.removesuffix('.gguf')}"
+    assert [file.name for file in manifest.files] == ["tiny-Q4_K_M.gguf"]
+    assert again == manifest
+    found = resolve(f"owner/x:{tag.removesuffix('.gguf')}", tmp_path)
+    assert found.path.read_bytes() == b"GGUF4"
+    assert (found.name, found.digest) == (manifest.name, manifest.digest)
+    found.path.write_bytes(b"x")
+    with pytest.raises(ModelError, match=r"damaged .tiny-Q4_K_M.gguf has 1 bytes"):
+        resolve(manifest.name, tmp_path)
+
+
+def test_the_only_gguf_file_needs_no_tag(tmp_path: Path) -> None:
+    with serve_hub(owner__x=Repository({"m.gguf": b"GGUF", "README.md": b"hi"})) as hub:
+        assert get(hub, tmp_path, "owner/x").name == "owner/x"
+
+
+@pytest.mark.parametrize(
+    ("files", "tag", "expected"),
+    [
+        (GGUFS, "", "has 2 GGUF files: say which, as in ID:TAG; Q4_K_M, Q8_0"),
+        (GGUFS, "Q5_0", "has no GGUF file 'Q5_0'; there are Q4_K_M, Q8_0"),
+        ({"README.md": b""}, "Q5_0", "has no GGUF file 'Q5_0'; there are none"),
+        ({"a-Q8_0-00001-of-00002.gguf": b""}, "", "in parts or in a folder"),
+        ({"big/a-Q8_0.gguf": b""}, "Q8_0", "in parts or in a folder"),
+    ],
+)
+def test_which_gguf_file(tmp_path: Path, files: dict[str, bytes], tag: str, expected: str) -> None:
+    with (
+        serve_hub(owner__x=Repository(files)) as hub,
+        pytest.raises(ModelError, match=expected),
+    ):
+        get(hub, tmp_path, "owner/x", tag=tag)
 
 
 def shards(*names: str) -> bytes:
