@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -51,7 +52,8 @@ class GgufCheckpoint:
                 f"{path.name} is one of {count} parts; join them with "
                 "`llama-gguf-split --merge FIRST.gguf WHOLE.gguf`"
             )
-        factors = {name: self._factors(name) for name in FACTORS & self.header.tensors.keys()}
+        with closing(self):
+            factors = {name: self._factors(name) for name in FACTORS & self.header.tensors.keys()}
         layout, self.config = find_layout(self.header, path.name, factors)
         self._places = _places(self.header.tensors, layout, self.config)
         self.tensors: Mapping[str, Tensor] = {n: p.tensor for n, p in self._places.items()}

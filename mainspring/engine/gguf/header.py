@@ -181,9 +181,11 @@ class Metadata(Fields):
 
     def strings(self, key: str) -> list[str]:
         value = self.values.get(key)
-        if not isinstance(value, Strings):
-            raise self.refuse(key, "must be a list of strings")
-        return value.list()
+        if isinstance(value, Strings):
+            return value.list()
+        if isinstance(value, np.ndarray) and not len(value):
+            return []
+        raise self.refuse(key, "must be a list of strings")
 
     def array(self, key: str) -> Any:
         """A list of numbers as a numpy array; absent: empty."""
@@ -270,7 +272,7 @@ class Cursor:
         try:
             for _ in range(count):
                 at += 8 + read(data, at)[0]
-        except struct.error:
+        except (struct.error, OverflowError):
             at = len(data) + 1
         self.skip(at - start)
         return Strings(data, start, count, self.file)
