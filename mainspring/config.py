@@ -36,8 +36,8 @@ class ModelConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     quantize: Annotated[
         str,
         _setting(
-            "Weights in memory: none keeps bf16; int8 and int4 are faster and smaller; float32 is "
-            "for comparisons.",
+            "Weights in memory: none keeps bf16 (int8 of a GGUF file in fewer bits); int8 and int4 "
+            "are faster and smaller; float32 is for comparisons.",
             pattern="^(none|int8|int4|float32)$",
         ),
     ] = "none"

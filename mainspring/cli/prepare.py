@@ -35,7 +35,7 @@ def prepare(model: str, **flags: Any) -> None:
     The file lies beside the model's own and is used by itself whenever the model is loaded with
     the same --quantize. It is for this machine; when the model's files change, prepare it again.
     """
-    from mainspring.engine.weights import prepare_model
+    from mainspring.engine.weights import inspect_checkpoint, prepare_model
     from mainspring.kernels import load_kernels
     from mainspring.runtimes.loading import format_of
 
@@ -46,7 +46,7 @@ def prepare(model: str, **flags: Any) -> None:
         file = prepare_model(
             found.path,
             load_kernels(threads=config.defaults.threads),
-            format=format_of(config.defaults),
+            format=format_of(config.defaults, inspect_checkpoint(found.path)),
             progress=progress,
         )
     taken = seconds(time.monotonic() - begin)

@@ -70,7 +70,8 @@ class CheckpointInfo:
     shape: ModelShape
     """with `format` and `weight_bytes` of bf16"""
     dtype: str
-    """of most of the weights in the files: F32, F16 or BF16; int4, int8 or fp8 where quantized"""
+    """of most of the weights in the files: F32, F16 or BF16; where quantized int4, int8 or fp8, or
+    a type of GGUF (Q4_K)"""
     file_bytes: int
     weight_bytes: Mapping[Format, int]
     kv_bytes: Mapping[KvFormat, int]
@@ -93,6 +94,11 @@ class CheckpointInfo:
     @property
     def vocabulary(self) -> int:
         return self.shape.vocabulary
+
+    @property
+    def format(self) -> Format:
+        """Of the weights if no other is asked for: bf16, or int8 if the files have fewer bits."""
+        return "int8" if self.dtype.startswith(("Q", "IQ")) else "bf16"
 
     def beside(self, other: CheckpointInfo) -> CheckpointInfo:
         """This model with the bytes of another one that is loaded with it."""

@@ -14,7 +14,12 @@ from mainspring.config import HOME, ModelConfig
 from mainspring.engine.architectures import Architecture, ModelShape
 from mainspring.engine.engine import Engine, EngineConfig
 from mainspring.engine.prepared import Unusable, prepared_path
-from mainspring.engine.weights import inspect_checkpoint, load_model, load_prepared
+from mainspring.engine.weights import (
+    CheckpointInfo,
+    inspect_checkpoint,
+    load_model,
+    load_prepared,
+)
 from mainspring.kernels import BLOCK, Format, Kernels, load_kernels
 from mainspring.runtimes.adapters import Adapters
 from mainspring.runtimes.disk import disk_place
@@ -50,7 +55,7 @@ def load(
     *,
     progress: Progress | None = None,
 ) -> Loaded:
-    """Load the checkpoint in directory `path` as `config` says.
+    """Load the checkpoint at `path` as `config` says.
 
     Evicted blocks may be kept on disk in a folder of `home`, where a draft model's name is looked
     up too.
@@ -58,9 +63,9 @@ def load(
     Raises InsufficientMemory, before anything is read where that can be known, ModelError for what
     is wrong with the checkpoint, BadRequest for a setting this machine cannot follow.
     """
-    format = format_of(config)
     home = home.expanduser()
     info = inspect_checkpoint(path)
+    format = format_of(config, info)
     if drafting := find_draft(path, info, config, home):
         info = info.beside(drafting.info)
     plan = plan_memory(info, config, format, free_memory())
@@ -96,9 +101,9 @@ def load(
     )
 
 
-def format_of(config: ModelConfig) -> Format:
+def format_of(config: ModelConfig, info: CheckpointInfo) -> Format:
     """The format of the weights in memory."""
-    return cast(Format, "bf16" if config.quantize == "none" else config.quantize)
+    return info.format if config.quantize == "none" else cast(Format, config.quantize)
 
 
 def _model(

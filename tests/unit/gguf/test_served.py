@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mainspring import LLM
+from mainspring.config import ModelConfig
 from mainspring.engine.prepared import Unusable
-from mainspring.engine.weights import inspect_checkpoint, load_prepared, prepare_model
+from mainspring.engine.weights import inspect_checkpoint, load_model, load_prepared, prepare_model
 from mainspring.kernels import load_kernels
+from mainspring.runtimes.loading import load
 from mainspring.types import Sampling
-from tests.gguf import tiny_gguf
-from tests.tiny import tiny_checkpoint
+from tests.gguf import convert, tiny_gguf, tokenizer_pairs, write_gguf
+from tests.parity.loop import Loop
+from tests.tiny import tiny_checkpoint, tiny_config, tiny_tensors, tiny_tokenizer
 
 MESSAGES = [{"role": "user", "content": "hello <|end|> there"}]
 
@@ -36,3 +40,36 @@ def test_prepared(tmp_path: Path) -> None:
     tiny_gguf(path)
     with pytest.raises(Unusable, match=r"m\.gguf is not the one that it was made of"):
         load_prepared(path, kernels, format="int4")
+
+
+def q8_0(array: np.ndarray) -> tuple[str, tuple[int, ...], bytes]:
+    """Blocks of 32 numbers: a float16 and its multiples."""
+    blocks = array.reshape(-1, 32)
+    scales = (np.abs(blocks).max(axis=1, keepdims=True) / 127).astype(np.float16)
+    codes = np.round(blocks / scales.astype(np.float32)).astype(np.int8)
+    data = np.concatenate([scales.view(np.uint8), codes.view(np.uint8)], axis=1)
+    return "Q8_0", array.shape, data.tobytes()
+
+
+def test_quantized_files_stay_quantized(tmp_path: Path) -> None:
+    config = tiny_config()
+    pairs, tensors = convert(config, tiny_tensors(config))
+    plain = write_gguf(tmp_path / "plain.gguf", pairs, {**tensors})
+    small = write_gguf(
+        tmp_path / "small.gguf",
+        {**pairs, **tokenizer_pairs(tiny_tokenizer())},
+        {name: q8_0(array) if array.ndim > 1 else array for name, array in tensors.items()},
+    )
+    assert inspect_checkpoint(plain).format == "bf16"
+    info = inspect_checkpoint(small)
+    assert (info.dtype, info.format) == ("Q8_0", "int8")
+    loaded = load(small, ModelConfig(threads=1, kv_memory=1 << 20), tmp_path)
+    assert loaded.shape.format == "int8"
+
+    kernels, ids = load_kernels(threads=1), list(range(40))
+
+    def logits(path: Path) -> np.ndarray:
+        return Loop(load_model(path, kernels, format="float32"), kernels, 1).feed([ids])
+
+    expected = logits(plain)
+    assert np.sqrt(np.mean((logits(small) - expected) ** 2) / np.mean(expected**2)) < 0.03
