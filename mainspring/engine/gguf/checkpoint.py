@@ -11,10 +11,12 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mainspring.engine.checkpoint import DTYPES, LastFile, Stamp, Tensor, reading
+from mainspring.engine.codes import Codes
+from mainspring.engine.gguf.codes import KEPT, unpacked
 from mainspring.engine.gguf.families import EXPERT, FACTORS, Layout, find_layout
 from mainspring.engine.gguf.header import Header, open_regular, row_bytes
 from mainspring.errors import ModelError
-from mainspring.kernels import Array, dequantize
+from mainspring.kernels import Array, CodedFormat, dequantize
 
 __all__ = ["GgufCheckpoint"]
 
@@ -66,11 +68,22 @@ class GgufCheckpoint:
         place, values = self._places[name], out.reshape(-1)
         stored = np.empty(out.size, _dtype(place.tensor)) if place.raised else values
         if place.heads:
-            self._read_ordered(name, place, stored)
+            _decode(place.tensor.dtype, self._ordered(name, place), stored)
         else:
             self._read_rows(name, place.tensor, stored)
         if place.raised:
             np.subtract(stored, 1, out=values, dtype=np.float32)
+
+    def kept(self, name: str) -> CodedFormat | None:
+        """See `mainspring.engine.codes.HoldsCodes`."""
+        place = self._places[name]
+        known = place.tensor.dtype in KEPT and len(place.tensor.shape) == 2 and not place.raised
+        return KEPT[place.tensor.dtype][0] if known else None
+
+    def codes(self, name: str) -> Codes:
+        place = self._places[name]
+        data = self._ordered(name, place).reshape(place.tensor.shape[0], -1)
+        return unpacked(place.tensor.dtype, data, place.tensor.shape[1], name)
 
     def close(self) -> None:
         self._last.close()
@@ -87,13 +100,15 @@ class GgufCheckpoint:
             first = start // width * k
             _decode(tensor.dtype, part, out[first : first + len(part) // width * k])
 
-    def _read_ordered(self, name: str, place: Place, out: Array) -> None:
-        """The rows of each head, first all even ones, then all odd ones."""
+    def _ordered(self, name: str, place: Place) -> Array:
+        """The bytes; of a q or k the rows of each head, first all even ones, then all odd ones."""
         tensor = place.tensor
         data = np.empty(tensor.nbytes, np.uint8)
         self._last.read(self._open, name, tensor, data)
+        if not place.heads:
+            return data
         pairs = data.reshape(place.heads, -1, 2, tensor.nbytes // tensor.shape[0])
-        _decode(tensor.dtype, np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1), out)
+        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(-1)
 
     def _factors(self, name: str) -> list[float]:
         tensor = self.header.tensors[name]

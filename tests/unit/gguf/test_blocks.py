@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mainspring.engine.gguf.codes import KEPT, unpacked
 from mainspring.engine.gguf.header import BLOCKS
+from mainspring.errors import ModelError
 from mainspring.kernels import dequantize
 
 RECORDED = Path(__file__).with_name("recorded.npz")
@@ -30,6 +32,24 @@ def test_recorded(name: str) -> None:
     out = np.empty(values.size, np.float32)
     dequantize(name, blocks.reshape(-1), out)
     assert same_bits(out, values)
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_codes_are_the_same_numbers(name: str) -> None:
+    with np.load(RECORDED) as recorded:
+        blocks, values = recorded[name], recorded[f"{name}_values"].reshape(len(recorded[name]), -1)
+    usable = np.isfinite(values).all(axis=1)
+    held = unpacked(name, blocks[usable], BLOCKS[name][0], "m")
+    numbers = held.codes.reshape(*held.scales.shape, 32) * held.scales[..., None]
+    if held.mins is not None:
+        numbers = numbers + held.mins[..., None]
+    np.testing.assert_array_equal(numbers.reshape(usable.sum(), -1), values[usable])
+
+
+def test_infinite_scales_are_refused() -> None:
+    block = np.full((1, 34), 255, np.uint8)
+    with pytest.raises(ModelError, match="m has a scale that is no finite number"):
+        unpacked("Q8_0", block, 32, "m")
 
 
 @pytest.mark.slow

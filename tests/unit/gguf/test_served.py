@@ -72,4 +72,4 @@ def test_quantized_files_stay_quantized(tmp_path: Path) -> None:
         return Loop(load_model(path, kernels, format="float32"), kernels, 1).feed([ids])
 
     expected = logits(plain)
-    assert np.sqrt(np.mean((logits(small) - expected) ** 2) / np.mean(expected**2)) < 0.03
+    assert np.sqrt(np.mean((logits(small) - expected) ** 2) / np.mean(expected**2)) < 0.05

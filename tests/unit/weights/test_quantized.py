@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mainspring.engine.checkpoint import Checkpoint
+from mainspring.engine.checkpoint import SafetensorsCheckpoint
 from mainspring.engine.codes import HoldsCodes
 from mainspring.engine.source import packed
 from mainspring.engine.weights import (
@@ -57,7 +57,7 @@ def tensors_of(path: Path) -> Stored:
     """What the file holds."""
     types = {"I32": "i4", "F16": "f2", "F32": "f4", "BF16": "u2", "I8": "i1", "F8_E4M3": "u1"}
     found: Stored = {}
-    with closing(Checkpoint(path)) as files:
+    with closing(SafetensorsCheckpoint(path)) as files:
         for name, tensor in files.tensors.items():
             found[name] = tensor.dtype, np.empty(tensor.shape, types[tensor.dtype])
             files.read(name, found[name][1])
