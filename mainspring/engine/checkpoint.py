@@ -86,11 +86,8 @@ class Checkpoint(Protocol):
         """Of what `read` gives: float32, float16, or uint16 holding the bits of bfloat16."""
         ...
 
-    def read(self, name: str, out: Array, index: int = 0) -> None:
-        """Fill `out`, C-contiguous and of the tensor's dtype, with as many numbers as it holds.
-
-        They begin at the `index`-th part of that size: 0 where `out` takes the whole tensor.
-        """
+    def read(self, name: str, out: Array) -> None:
+        """Fill `out`, C-contiguous and of the tensor's dtype (`dtype_of`) and size."""
         ...
 
     def close(self) -> None:
@@ -152,6 +149,10 @@ class SafetensorsCheckpoint:
                 self._read_header(file, names)
 
     def read(self, name: str, out: Array, index: int = 0) -> None:
+        """Fill `out`, C-contiguous and of the tensor's dtype, with as many numbers as it holds.
+
+        They begin at the `index`-th part of that size: 0 where `out` takes the whole tensor.
+        """
         tensor = self.tensors[name]
         if (index + 1) * out.nbytes > tensor.nbytes:
             raise ModelError(f"{tensor.file}: {name} has {tensor.nbytes} bytes, too few")

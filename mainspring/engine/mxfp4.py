@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mainspring.engine.checkpoint import DTYPES, Checkpoint, Tensor
+from mainspring.engine.checkpoint import DTYPES, SafetensorsCheckpoint, Tensor
 from mainspring.errors import ModelError
 from mainspring.kernels import Array
 
@@ -54,7 +54,7 @@ class Mxfp4Checkpoint:
     Raises ModelError naming the tensor.
     """
 
-    def __init__(self, stored: Checkpoint) -> None:
+    def __init__(self, stored: SafetensorsCheckpoint) -> None:
         self.stored = stored
         self.config: dict[str, Any] = {**stored.config, "quantization_config": None}
         self.generation = stored.generation

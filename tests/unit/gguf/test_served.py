@@ -64,7 +64,7 @@ def test_quantized_files_stay_quantized(tmp_path: Path) -> None:
     info = inspect_checkpoint(small)
     assert (info.dtype, info.format) == ("Q8_0", "int8")
     loaded = load(small, ModelConfig(threads=1, kv_memory=1 << 20), tmp_path)
-    assert loaded.shape.format == "int8"
+    assert loaded.shape.format == "q8"
 
     kernels, ids = load_kernels(threads=1), list(range(40))
 

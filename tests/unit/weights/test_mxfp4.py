@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from mainspring.engine.checkpoint import Checkpoint
+from mainspring.engine.checkpoint import SafetensorsCheckpoint
 from mainspring.engine.mxfp4 import Mxfp4Checkpoint
 from mainspring.engine.weights import (
     inspect_checkpoint,
@@ -51,7 +51,7 @@ def test_each_of_the_sixteen_numbers(path: Path) -> None:
     scales[1, 4] = 0, 246
     change(path, "gate_up_proj", blocks=blocks, scales=scales)
     bits = np.empty((128, 64), np.uint16)
-    with closing(Mxfp4Checkpoint(Checkpoint(path))) as checkpoint:
+    with closing(Mxfp4Checkpoint(SafetensorsCheckpoint(path))) as checkpoint:
         checkpoint.read(EXPERTS + "1.gate_up_proj.weight", bits)
     row = bf16_values(bits)[2].astype(float)
     np.testing.assert_array_equal(row[:32], [0, 2.0**-128] * 16)
