@@ -13,7 +13,7 @@ import numpy as np
 
 from mainspring.engine.adapter import Adapter, Slot
 from mainspring.engine.architectures import Architecture, find_family
-from mainspring.engine.checkpoint import Checkpoint
+from mainspring.engine.checkpoint import SafetensorsCheckpoint
 from mainspring.engine.fields import Fields
 from mainspring.engine.source import CheckpointTensors
 from mainspring.errors import InsufficientMemory, ModelError
@@ -41,7 +41,7 @@ PLAIN_STARTS = (None, True, False, "gaussian", "orthogonal", "eva")
 """values of init_lora_weights that leave the base model as it is"""
 
 
-class AdapterFiles(Checkpoint):
+class AdapterFiles(SafetensorsCheckpoint):
     """The directory of an adapter, read as a checkpoint's is."""
 
     CONFIG = "adapter_config.json"
@@ -148,7 +148,9 @@ def _matrices(tensors: CheckpointTensors, pair: Pair, width: int) -> tuple[Array
     return both if width == 4 else (bf16_bits(both[0]), bf16_bits(both[1]))
 
 
-def _pairs(files: Checkpoint, tensors: CheckpointTensors, model: Architecture) -> list[Pair]:
+def _pairs(
+    files: SafetensorsCheckpoint, tensors: CheckpointTensors, model: Architecture
+) -> list[Pair]:
     """Every layer that the adapter changes, in order of name."""
     fields = Fields(files.config, where=AdapterFiles.CONFIG)
     _refuse(fields)
