@@ -33,7 +33,7 @@ WORKER = textwrap.dedent(
         engine = toy_engine(model=Slow(load_kernels("reference")))
         return engine, None, Ready(
             family="toy", parameters=1, format="float32", context=512, vocabulary=97,
-            weight_bytes=1, kv_bytes=1,
+            weight_bytes=1, kv_bytes=1, eos=(),
         )
 
     sys.exit(worker.main(load))
