@@ -129,8 +129,7 @@ class Engine:
         `salt` separates prefix caches: only sequences of equal salt share blocks. `generated` are
         output tokens that an earlier Engine has already given: they are not given again, and the
         output goes on as if it had never stopped; it ends at the context's end at the latest.
-        `matcher` is at the beginning of the grammar that the output is held to, and ends with.
-        `adapter` changes the model for this sequence.
+        `matcher`, at its grammar's beginning, holds and ends it; `adapter` changes the model.
 
         Raises ContextLength when the prompt leaves no room for output, Overloaded when too many
         sequences wait, BadRequest when a token id is not in the vocabulary, the prompt is empty or
@@ -164,10 +163,9 @@ class Engine:
         """Forget a sequence and free its blocks at once; False when there is none of this id."""
         sequence = self._sequences.pop(id, None)
         if sequence is None:
-            kept = [output for output in self._ended if output.id != id]
-            found = len(kept) < len(self._ended)
-            self._ended = kept
-            return found
+            ended = len(self._ended)
+            self._ended = [output for output in self._ended if output.id != id]
+            return len(self._ended) < ended
         self._scheduler.remove(sequence)
         self._check_idle()
         return True
