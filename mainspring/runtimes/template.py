@@ -16,7 +16,6 @@ import msgspec
 from mainspring.errors import BadRequest, MainspringError, ModelError
 from mainspring.runtimes.child import Child, ChildLate, ChildLost
 from mainspring.runtimes.forms import Forms, learn_forms
-from mainspring.runtimes.gguf import gguf_template
 from mainspring.runtimes.prompt import Guarded
 
 __all__ = [
@@ -162,6 +161,8 @@ def _text_of(reply: Reply) -> str:
 def read_template(path: Path) -> TemplateFiles:
     """Find the checkpoint's template and its special tokens. Raises ModelError."""
     if path.suffix == ".gguf":
+        from mainspring.runtimes.gguf import gguf_template  # see tokenizer_json
+
         return _files(*gguf_template(path))
     config = _json(path / "tokenizer_config.json")
     tokens = {**_json(path / "special_tokens_map.json"), **config}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from mainspring.errors import ModelError
-from mainspring.runtimes.gguf import gguf_tokenizer
 
 __all__ = ["FILE", "tokenizer_json"]
 
@@ -16,6 +15,9 @@ FILE_LIMIT = 64 << 20
 def tokenizer_json(path: Path) -> bytes:
     """The tokenizer.json of the checkpoint at `path`; of a GGUF file, what would be in one."""
     if path.suffix == ".gguf":
+        # It reads arrays, for which numpy is imported; the server does without for directories.
+        from mainspring.runtimes.gguf import gguf_tokenizer
+
         return gguf_tokenizer(path)
     file = path / FILE
     try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from mainspring.errors import ModelError
-from mainspring.runtimes.renderer import Renderer, answer
+from mainspring.runtimes.renderer import Renderer
 from mainspring.runtimes.stops import Stops
 from mainspring.runtimes.tokenizer import Guard, Tokenizer
 from tests.fuzz.mutate import CASES, mutated, nasty_text
@@ -127,7 +126,7 @@ def test_templates_that_were_damaged(cases: int) -> None:
         }
         renderer = Renderer()
         for frame in ({"source": damaged, "variables": {}}, request):
-            said = answer(partial(renderer.take, json.dumps(frame).encode()))
+            said = renderer.answer(json.dumps(frame).encode())
             assert said.keys() in ({"text"}, {"kind", "error"})
             if "error" in said:
                 assert said["kind"] in ("template", "raised", "limit") and said["error"]
