@@ -26,7 +26,7 @@ OUTPUT_GUESS = 128.0
 RETRY_LEAST, RETRY_LIMIT = 1.0, 3600.0
 EARLY, LATE = 0.05, 5.0
 """Seconds around its time in which a promise is kept; Retry-After is in whole seconds."""
-SOLD = 0.3
+SOLD = 0.15
 """The share of the model's capacity that promises may take; the rest is the newcomers'."""
 PROMISES = 100_000
 KEPT_LEAST, KEPT_AMONG = 0.02, 500
