@@ -26,8 +26,9 @@ OUTPUT_GUESS = 128.0
 RETRY_LEAST, RETRY_LIMIT = 1.0, 3600.0
 EARLY, LATE = 0.05, 5.0
 """Seconds around its time in which a promise is kept; Retry-After is in whole seconds."""
-SOLD = 0.15
-"""The share of the model's capacity that promises may take; the rest is the newcomers'."""
+SHARES = 0.15, 0.3
+"""of the model's capacity that promises may take, so that who comes back finds it hardly busier
+than newcomers do; the second where the first would not do within RETRY_LIMIT"""
 PROMISES = 100_000
 KEPT_LEAST, KEPT_AMONG = 0.02, 500
 SHORT = 1 / 3
@@ -196,22 +197,18 @@ class Promises:
         """a heap; those that were kept are still here"""
         self._promised: defaultdict[int, float] = defaultdict(float)
         """second of the clock -> seconds of the model's time"""
-        self._full = 0
-        """there is no room in the seconds before this one"""
-        self._room = 0.0
+        self._full = dict.fromkeys(SHARES, (0, 0.0))
+        """for each share: no room in the seconds before this one, of so many seconds in each"""
         self._kept, self._counted = 1.0, 1
         """share of promises whose client came, among so many"""
 
     def make(self, key: bytes, now: float, wait: float, slot: float) -> float:
         """Seconds until the request's time: at least `wait`, where `slot` seconds are free."""
-        room = SOLD / max(self._kept, KEPT_LEAST)
-        if room > self._room:
-            self._full = 0
-        self._room = room
-        second = max(self._full, int(now + max(wait, RETRY_LEAST)) + 1)
-        while self._promised[second] >= room and second < now + RETRY_LIMIT:
-            second += 1
-        self._full = second
+        first = int(now + max(wait, RETRY_LEAST)) + 1
+        for share in SHARES:
+            second, room = self._free(share, first, now + RETRY_LIMIT)
+            if second < now + RETRY_LIMIT:
+                break
         time = second + random.random()  # a crowd does not come at once
         while slot > 0:
             taken = min(slot, max(room - self._promised[second], 0.0))
@@ -224,6 +221,16 @@ class Promises:
             ahead = {s: taken for s, taken in self._promised.items() if s >= now}
             self._promised = defaultdict(float, ahead)
         return time - now
+
+    def _free(self, share: float, first: int, last: float) -> tuple[int, float]:
+        """A second from `first` to `last` with room, and the room of a second."""
+        room = share / max(self._kept, KEPT_LEAST)
+        full, former = self._full[share]
+        second = max(first, 0 if room > former else full)
+        while self._promised[second] >= room and second < last:
+            second += 1
+        self._full[share] = second, room
+        return second, room
 
     def keep(self, key: bytes, now: float) -> bool:
         """Whether a request of this content was told to come about now; then it is off the list."""
