@@ -148,7 +148,7 @@ class Disk:
 
     def _give_up(self, error: BaseException) -> None:
         if self.used:
-            log.warning("no more prompts are kept on disk: %s", error or "it does not answer")
+            log.warning("no more prompts are kept on disk: %s", str(error) or "it does not answer")
         self.used = False
         self._slots.clear()
 

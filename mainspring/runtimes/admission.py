@@ -30,7 +30,7 @@ SHARES = 0.15, 0.3
 """of the model's capacity that promises may take, so that who comes back finds it hardly busier
 than newcomers do; the second where the first would not do within RETRY_LIMIT"""
 PROMISES = 100_000
-KEPT_LEAST, KEPT_AMONG = 0.02, 500
+KEPT_LEAST, KEPT_AMONG = 0.01, 500
 SHORT = 1 / 3
 """A wait of so many full steps is no queue: it is what a newcomer meets at normal load."""
 BURST = 8

@@ -92,13 +92,19 @@ async def tell_all(
 def kill_after(
     served: LLMRuntime, counts: Sequence[int], how: int = signal.SIGKILL
 ) -> Callable[[], None]:
-    """A callback that signals the Worker at these numbers of calls."""
-    seen = 0
+    """A callback that signals the Worker at these numbers of calls.
+
+    Once for each: where the one before is not noticed yet, or there is no Worker, at a later call.
+    """
+    seen = signalled = 0
+    before = served.restarts
 
     def each() -> None:
-        nonlocal seen
+        nonlocal seen, signalled
         seen += 1
-        if seen in counts and served.worker is not None:
+        due = sum(count <= seen for count in counts)
+        if signalled < due and served.worker is not None and served.restarts - before == signalled:
+            signalled += 1
             os.kill(served.worker, how)
 
     return each

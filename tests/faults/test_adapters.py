@@ -34,7 +34,7 @@ def test_a_killed_worker_goes_on_with_each_adapter(checkpoint: Path, tmp_path: P
             await until(lambda: served.stats().running == 3 or streams[1].done())
             one.unload()
             told = await asyncio.gather(*streams)
-            assert 1 <= served.restarts <= 2  # the second may hit before there is a Worker again
+            assert served.restarts == 2
             for ours, theirs in zip(told, alone, strict=True):
                 same(ours, theirs)
             await until(lambda: served.worker is not None and not served.unhealthy())

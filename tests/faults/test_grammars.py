@@ -140,7 +140,7 @@ def test_a_worker_that_dies_continues_the_identical_text(checkpoint: Path) -> No
         async with runtime(checkpoint) as served:
             calm = await tell(served.run(asked))
             replayed = await tell(served.run(asked), kill_after(served, (5, 40)))
-            assert served.restarts
+            assert served.restarts == 2
             same(replayed, calm)
             for text, (finish, _) in zip(calm.texts.values(), calm.ends.values(), strict=True):
                 whole = re.fullmatch("([a-f]{2,9}[0-9],)*!", text)

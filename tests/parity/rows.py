@@ -26,6 +26,12 @@ SMALL = {
     "eos_token_id": None,
     "pad_token_id": None,
 }
+YARN = {
+    "factor": 8.0,
+    "beta_fast": 32.0,
+    "beta_slow": 1.0,
+    "original_max_position_embeddings": 32,
+}
 GEMMA = {
     **SMALL,
     "num_hidden_layers": 3,
@@ -290,11 +296,8 @@ ROWS: dict[str, Row] = {
         rope_theta=5e5,
         rope_scaling={
             "rope_type": "yarn",
-            "factor": 8.0,
-            "original_max_position_embeddings": 32,
+            **YARN,
             "attention_factor": 1.2079441541679836,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
         },
     ),
     "granite": _row(
@@ -338,11 +341,8 @@ ROWS: dict[str, Row] = {
         rope_theta=150_000,
         rope_scaling={
             "rope_type": "yarn",
-            "factor": 8.0,
-            "beta_fast": 32.0,
-            "beta_slow": 1.0,
+            **YARN,
             "truncate": False,
-            "original_max_position_embeddings": 32,
         },
     ),
     "gpt_oss_mxfp4": _row(
@@ -380,12 +380,9 @@ ROWS: dict[str, Row] = {
         rope_theta=10_000,
         rope_scaling={
             "type": "yarn",
-            "factor": 8.0,
-            "beta_fast": 32,
-            "beta_slow": 1,
+            **YARN,
             "mscale": 1.0,
             "mscale_all_dim": 0.707,
-            "original_max_position_embeddings": 32,
         },
         row={"seed": 1},
     ),
@@ -403,12 +400,9 @@ ROWS: dict[str, Row] = {
         rope_theta=10_000,
         rope_scaling={
             "type": "yarn",
-            "factor": 8.0,
-            "beta_fast": 32,
-            "beta_slow": 1,
+            **YARN,
             "mscale": 1.0,
             "mscale_all_dim": 1.0,
-            "original_max_position_embeddings": 32,
         },
     ),
     "mixtral": _row(

@@ -217,12 +217,17 @@ def _scaling(facts: Facts, config: Config, factors: Mapping[str, list[float]]) -
     return scaling
 
 
+def _gemma_scalar(config: Config, largest: int) -> int:
+    """What scores are divided by the root of: another number in the 27B model, which is known by
+    its count of layers, because the file does not say."""
+    if config["num_hidden_layers"] != largest:
+        return int(config["head_dim"])
+    return int(config["hidden_size"]) // int(config["num_attention_heads"])
+
+
 def _gemma2(facts: Facts, config: Config) -> Config:
-    scalar = config["head_dim"]
-    if config["num_hidden_layers"] == 46:  # of 27B, which the file does not say
-        scalar = config["hidden_size"] // config["num_attention_heads"]
     return {
-        "query_pre_attn_scalar": scalar,
+        "query_pre_attn_scalar": _gemma_scalar(config, 46),
         "sliding_window": facts.count("attention.sliding_window", 4096),
         "attn_logit_softcapping": facts.amount("attn_logit_softcapping", 50.0),
         "final_logit_softcapping": facts.amount("final_logit_softcapping", 30.0),
@@ -231,11 +236,8 @@ def _gemma2(facts: Facts, config: Config) -> Config:
 
 
 def _gemma3(facts: Facts, config: Config) -> Config:
-    scalar = config["head_dim"]
-    if config["num_hidden_layers"] == 62:  # of 27B, which the file does not say
-        scalar = config["hidden_size"] // config["num_attention_heads"]
     return {
-        "query_pre_attn_scalar": scalar,
+        "query_pre_attn_scalar": _gemma_scalar(config, 62),
         "sliding_window": facts.count("attention.sliding_window"),
         "rope_theta": facts.amount("rope.freq_base", 1e6),
         "rope_local_base_freq": facts.amount("rope.freq_base_swa", 10_000.0),

@@ -57,7 +57,10 @@ class Router:
         best: int = 1,
         scale: float = 1.0,
     ) -> Router:
-        """The tensor `name`.weight [count, hidden], and `name`.bias."""
+        """The tensor `name`.weight [count, hidden], and `name`.bias. Raises ModelError."""
+        if count % groups:
+            fault = f"is {groups}; {count} experts make no such groups"
+            raise source.fields.refuse("n_group", fault)
         return cls(
             kernels=source.kernels,
             weight=source.weight([name], (count,), source.sizes.hidden, bias=bias, role="router"),

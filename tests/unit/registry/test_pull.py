@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +27,8 @@ from mainspring.registry.hub import Hub
 from mainspring.registry.manifest import Manifest
 from mainspring.registry.pull import pull_from_hub
 from tests.tiny import tiny_checkpoint
+from tests.unit.registry.counted import Counted
 from tests.unit.registry.hub_server import COMMIT, Repository, TestHub, serve_hub
-
-
-class Counted:
-    """Keeps what a progress bar would show."""
-
-    def __init__(self) -> None:
-        self.sizes: dict[str, int] = {}
-        self.moves: dict[str, int] = {}
-
-    def files(self, sizes: Mapping[str, int]) -> None:
-        self.sizes |= sizes
-
-    def moved(self, name: str, size: int) -> None:
-        self.moves[name] = self.moves.get(name, 0) + size
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -13,20 +12,7 @@ from mainspring.registry import resolve
 from mainspring.registry.catalog import Catalog
 from mainspring.registry.pull import pull_path
 from tests.tiny import tiny_checkpoint
-
-
-class Counted:
-    """Keeps what a progress bar would show."""
-
-    def __init__(self) -> None:
-        self.sizes: dict[str, int] = {}
-        self.moves: dict[str, int] = {}
-
-    def files(self, sizes: Mapping[str, int]) -> None:
-        self.sizes |= sizes
-
-    def moved(self, name: str, size: int) -> None:
-        self.moves[name] = self.moves.get(name, 0) + size
+from tests.unit.registry.counted import Counted
 
 
 def test_a_directory_is_copied_with_digests(tmp_path: Path) -> None:

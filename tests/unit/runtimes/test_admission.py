@@ -167,4 +167,4 @@ def test_clients_come_back_when_there_is_room(patient: float) -> None:
         heapq.heappush(events, (begins + 2.0, number, False, stay))
     assert ended >= 0.9 * 4 * 100
     assert refused <= 0.01 * came
-    assert patient or max(waits[len(waits) // 2 :]) < 60
+    assert patient or max(waits[len(waits) // 2 :]) < 30
